@@ -1,0 +1,39 @@
+# make demo needs Python >= 3.10 with venv, nothing else; every target installs what it needs, once.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+
+.PHONY: help install demo test lint docs clean
+
+help:      ## show this list
+	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/'
+
+install: .venv/.dev   ## create .venv with the library, the bench and the developer tools
+
+demo: .venv/.bench    ## AdamW against MetaAdamW on two real data sets: a table and a picture
+	$(BIN)/metaadamw demo $(ARGS)
+
+test: .venv/.dev      ## run the test suite; ARGS="tests/test_groups.py -k tied" narrows it
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+
+lint: .venv/.dev      ## ruff (rules and format) and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: .venv/.dev      ## build the documentation into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+clean:                ## remove .venv and everything built
+	rm -rf .venv site build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(BIN)/python:
+	$(PYTHON) -m venv .venv
+
+.venv/.bench: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP_INSTALL) --editable ".[bench]"
+	@touch $@
+
+.venv/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP_INSTALL) --editable ".[dev]"
+	@touch .venv/.bench $@
