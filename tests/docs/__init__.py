@@ -1,0 +1,1 @@
+"""The documentation is executed, and checked against what it documents."""
