@@ -1,4 +1,4 @@
-"""Docstrings write formulas as :math:`…` and .. math::, which a terminal can show; the site wants $…$."""
+"""Docstrings write formulas as :math:`…` and .. math::; the site wants $…$."""
 
 import re
 import textwrap

@@ -1,4 +1,4 @@
-"""What is public is on the API page; what is declared in one place is not written down differently elsewhere."""
+"""Public names are on the API page, and the feature table is the declared one."""
 
 from __future__ import annotations
 
