@@ -1,0 +1,26 @@
+"""AdamW whose learning rate and weight decay are modulated per param group by a small Transformer that learns as you train."""
+
+from metaadamw.config import MetaConfig, ModulatorConfig, paper_preset
+from metaadamw.groups import fine_grained_groups, group_table
+from metaadamw.meta_update import MetaUpdate
+from metaadamw.modulator import Modulation
+from metaadamw.optimizer import MetaAdamW
+from metaadamw.recording import Recorder
+from metaadamw.replay import Schedule
+from metaadamw.uncertainty import PriorityUncertaintyWeighting
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "MetaAdamW",
+    "MetaConfig",
+    "MetaUpdate",
+    "Modulation",
+    "ModulatorConfig",
+    "PriorityUncertaintyWeighting",
+    "Recorder",
+    "Schedule",
+    "fine_grained_groups",
+    "group_table",
+    "paper_preset",
+]

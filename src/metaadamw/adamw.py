@@ -1,0 +1,246 @@
+r"""Eqs. 1–4 as functions of tensors: plain (the truth), foreach and fused.
+
+Each takes the tensors of one group and two numbers, ``lr`` = :math:`\eta\alpha_g` and ``weight_decay`` =
+:math:`\beta_g\lambda`, and updates parameters, moments and step counters in place. With :math:`\alpha_g = \beta_g = 1` each
+is bit-identical to the path of ``torch.optim.AdamW`` of the same name. The two numbers are floats, or 0-d tensors on the
+parameters' device: then nothing is read back to the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+__all__ = ["adamw_foreach", "adamw_fused", "adamw_plain", "update_direction"]
+
+Number = float | Tensor
+
+
+class AdamWFunction(Protocol):
+    """The common signature of the three paths."""
+
+    def __call__(
+        self,
+        params: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        exp_avgs: Sequence[Tensor],
+        exp_avg_sqs: Sequence[Tensor],
+        steps: Sequence[Tensor],
+        *,
+        lr: Number,
+        weight_decay: Number,
+        betas: tuple[float, float],
+        eps: float,
+        eps_inside_sqrt: bool,
+        capturable: bool,
+    ) -> None:
+        """Update ``params``, ``exp_avgs``, ``exp_avg_sqs`` and ``steps`` in place."""
+
+
+def _on_device(value: Number) -> bool:
+    """Whether a number must stay a tensor: reading it would stall an accelerator."""
+    return isinstance(value, Tensor) and not value.is_cpu
+
+
+def _decays(weight_decay: Number) -> bool:
+    return isinstance(weight_decay, Tensor) or weight_decay != 0
+
+
+def update_direction(
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    step: float | Tensor,
+    *,
+    betas: tuple[float, float],
+    eps: float,
+    eps_inside_sqrt: bool,
+) -> Tensor:
+    r"""Eqs. 3–4 without decay: :math:`\hat u = \hat m / (\sqrt{\hat v} + \epsilon)`, or the printed :math:`\hat m / \sqrt{\hat v + \epsilon}`."""
+    exp_avg_hat = exp_avg / (1 - betas[0] ** step)
+    exp_avg_sq_hat = exp_avg_sq / (1 - betas[1] ** step)
+    if eps_inside_sqrt:
+        return exp_avg_hat.div_(exp_avg_sq_hat.add_(eps).sqrt_())
+    return exp_avg_hat.div_(exp_avg_sq_hat.sqrt_().add_(eps))
+
+
+def adamw_plain(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    *,
+    lr: Number,
+    weight_decay: Number,
+    betas: tuple[float, float],
+    eps: float,
+    eps_inside_sqrt: bool = False,
+    capturable: bool = False,
+) -> None:
+    r"""Eqs. 1–4, one tensor at a time.
+
+    .. math:: \theta_t = \theta_{t-1} - \eta\alpha_g\left(\frac{\hat m_t}{\sqrt{\hat v_t} + \epsilon}
+              + \beta_g\lambda\theta_{t-1}\right)
+
+    Args:
+        params: parameters θ.
+        grads: gradients.
+        exp_avgs: first moments m.
+        exp_avg_sqs: second moments v.
+        steps: step counters t, 0-d float tensors.
+        lr: :math:`\eta\alpha_g`.
+        weight_decay: :math:`\beta_g\lambda`.
+        betas: decay rates of the moments.
+        eps: ε.
+        eps_inside_sqrt: the printed Eq. 4, :math:`\sqrt{\hat v_t + \epsilon}`.
+        capturable: keep the step counters on the device.
+
+    Source: Zhao & Liu (2026), Eqs. 1–4; rounding as in ``torch.optim.adam._single_tensor_adam``.
+    """
+    beta1, beta2 = betas
+    for param, grad, exp_avg, exp_avg_sq, step_t in zip(
+        params, grads, exp_avgs, exp_avg_sqs, steps, strict=True
+    ):
+        step_t += 1
+        step = step_t if capturable else step_t.item()
+
+        if _decays(weight_decay):
+            param.mul_(1 - lr * weight_decay)
+        exp_avg.lerp_(grad, 1 - beta1)  # Eq. 1
+        exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)  # Eq. 2
+
+        step_size = lr / (1 - beta1**step)  # Eq. 3
+        bias_correction2 = 1 - beta2**step
+        if eps_inside_sqrt:
+            denom = (exp_avg_sq / bias_correction2).add_(eps).sqrt_()
+        else:
+            denom = (exp_avg_sq.sqrt() / bias_correction2**0.5).add_(eps)
+        if capturable or _on_device(step_size):
+            param.addcdiv_(exp_avg, denom.div_(-step_size))  # Eq. 4
+        else:
+            param.addcdiv_(exp_avg, denom, value=-step_size)  # type: ignore[arg-type]
+
+
+def adamw_foreach(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    *,
+    lr: Number,
+    weight_decay: Number,
+    betas: tuple[float, float],
+    eps: float,
+    eps_inside_sqrt: bool = False,
+    capturable: bool = False,
+) -> None:
+    """Eqs. 1–4 for all tensors of a group at once; arguments as ``adamw_plain``.
+
+    Source: rounding as in ``torch.optim.adam._multi_tensor_adam``.
+    """
+    if not params:
+        return
+    beta1, beta2 = betas
+    if steps[0].is_cpu:
+        # A wrapped scalar: adding the number 1 would wrap it anew for every counter.
+        torch._foreach_add_(steps, torch.tensor(1.0), alpha=1.0)
+    else:
+        torch._foreach_add_(steps, 1)
+
+    if _decays(weight_decay):
+        torch._foreach_mul_(params, 1 - lr * weight_decay)
+    torch._foreach_lerp_(exp_avgs, grads, 1 - beta1)  # Eq. 1
+    torch._foreach_mul_(exp_avg_sqs, beta2)
+    torch._foreach_addcmul_(exp_avg_sqs, grads, grads, 1 - beta2)  # Eq. 2
+
+    if capturable:
+        bias_correction1 = torch._foreach_sub(torch._foreach_pow(beta1, steps), 1)
+        bias_correction2 = torch._foreach_neg(
+            torch._foreach_sub(torch._foreach_pow(beta2, steps), 1)
+        )
+        if eps_inside_sqrt:
+            denom = torch._foreach_div(exp_avg_sqs, bias_correction2)
+            torch._foreach_add_(denom, eps)
+            torch._foreach_sqrt_(denom)
+        else:
+            denom = torch._foreach_sqrt(exp_avg_sqs)
+            torch._foreach_sqrt_(bias_correction2)
+            torch._foreach_div_(denom, bias_correction2)
+            torch._foreach_add_(denom, eps)
+        # -lr / (1 - beta1^t), in the order of operations of the capturable path of torch
+        torch._foreach_div_(bias_correction1, lr)
+        torch._foreach_reciprocal_(bias_correction1)
+        torch._foreach_div_(denom, bias_correction1)
+        torch._foreach_addcdiv_(params, exp_avgs, denom)  # Eq. 4
+        return
+
+    corrections1 = [1 - beta1 ** step.item() for step in steps]
+    corrections2 = [1 - beta2 ** step.item() for step in steps]
+    if eps_inside_sqrt:
+        denom = torch._foreach_div(exp_avg_sqs, corrections2)
+        torch._foreach_add_(denom, eps)
+        torch._foreach_sqrt_(denom)
+    else:
+        denom = torch._foreach_sqrt(exp_avg_sqs)
+        torch._foreach_div_(denom, [c**0.5 for c in corrections2])
+        torch._foreach_add_(denom, eps)
+    if _on_device(lr):
+        torch._foreach_mul_(denom, [-c for c in corrections1])
+        torch._foreach_div_(denom, lr)
+        torch._foreach_addcdiv_(params, exp_avgs, denom)  # Eq. 4
+    else:
+        step_sizes = [float(lr) / c * -1 for c in corrections1]
+        torch._foreach_addcdiv_(params, exp_avgs, denom, step_sizes)  # Eq. 4
+
+
+def adamw_fused(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    *,
+    lr: Number,
+    weight_decay: Number,
+    betas: tuple[float, float],
+    eps: float,
+    eps_inside_sqrt: bool = False,
+    capturable: bool = False,
+) -> None:
+    """Eqs. 1–4 in one kernel of torch; arguments as ``adamw_plain``.
+
+    The kernel takes a tensor as learning rate but only a float as weight decay, so a decay that lives on the device is
+    applied in a pass of its own.
+
+    Raises:
+        ValueError: ``eps_inside_sqrt``, which the kernel does not know.
+    """
+    if eps_inside_sqrt:
+        raise ValueError("eps_inside_sqrt=True is not available with fused=True")
+    if not params:
+        return
+    torch._foreach_add_(steps, 1)
+    if isinstance(weight_decay, Tensor):
+        torch._foreach_mul_(params, 1 - lr * weight_decay)
+        weight_decay = 0.0
+    torch._fused_adamw_(
+        params,
+        grads,
+        exp_avgs,
+        exp_avg_sqs,
+        [],
+        steps,
+        lr=lr,
+        beta1=betas[0],
+        beta2=betas[1],
+        weight_decay=weight_decay,
+        eps=eps,
+        amsgrad=False,
+        maximize=False,
+        grad_scale=None,
+        found_inf=None,
+    )

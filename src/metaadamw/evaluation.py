@@ -1,0 +1,92 @@
+"""Losses and gradients of the user's model during a meta-update, checked where they enter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from metaadamw.undisturbed import RandomStreams
+
+__all__ = ["Evaluation", "LossFunction", "twice_differentiable"]
+
+LossFunction = Callable[[nn.Module, Any], Tensor]
+
+
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Kernels with a second derivative only: the fused attention and recurrent ones have none."""
+    with ExitStack() as stack:
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+        yield
+
+
+class Evaluation:
+    """``loss_fn`` on the model as its parameters stand, with a random stream for each batch.
+
+    Two evaluations of one batch see the same random numbers (dropout masks), so their difference is the parameters' doing;
+    different batches see different ones.
+
+    Args:
+        model: the model.
+        loss_fn: ``loss_fn(model, batch)`` -> scalar.
+        params: the parameters to differentiate with respect to.
+        maximize: the loss is an objective to maximise; its sign is turned.
+    """
+
+    def __init__(
+        self, model: nn.Module, loss_fn: LossFunction, params: Sequence[Tensor], maximize: bool
+    ) -> None:
+        self.model, self.loss_fn, self.params = model, loss_fn, list(params)
+        self.sign = -1.0 if maximize else 1.0
+        self.devices = [p.device for p in params]
+        self.streams: dict[str, RandomStreams] = {}
+
+    def _loss(self, name: str, batch: Any) -> Tensor:
+        if name in self.streams:
+            self.streams[name].restore()
+        else:
+            if self.streams:
+                torch.rand(1)  # never the stream of the batch before, even if that drew nothing
+            self.streams[name] = RandomStreams(self.devices)
+        loss = self.loss_fn(self.model, batch)
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or loss.is_complex():
+            got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise ValueError(f"loss_fn must return a real scalar tensor, got {got} for {name}")
+        return self.sign * loss.reshape(())
+
+    def loss(self, name: str, batch: Any) -> Tensor:
+        """The loss alone, a scalar without graph."""
+        with torch.no_grad():
+            return self._loss(name, batch).detach()
+
+    def gradient(
+        self, name: str, batch: Any, *, create_graph: bool = False
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """The loss, and its gradient with respect to every parameter (None where it does not depend on one).
+
+        Raises:
+            ValueError: the loss is not a scalar, has no graph, or depends on none of the optimizer's parameters.
+        """
+        with torch.enable_grad():
+            loss = self._loss(name, batch)
+            if not loss.requires_grad:
+                raise ValueError(
+                    f"loss_fn must return a loss with a graph, got a detached one for {name}; do not use .detach(), .item() or "
+                    "torch.no_grad() in it"
+                )
+            grads = torch.autograd.grad(
+                loss, self.params, create_graph=create_graph, allow_unused=True
+            )
+        if all(g is None for g in grads):
+            raise ValueError(
+                f"loss_fn must depend on the optimizer's parameters, got a loss for {name} that depends on none of them; is model "
+                "the one whose parameters the optimizer was given?"
+            )
+        return loss.detach(), list(grads)

@@ -1,0 +1,92 @@
+r"""The optimizer of the modulator: SGD (paper) or Adam, with an update that can be skipped without asking the host."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+__all__ = ["MetaOptimizer"]
+
+BETAS, EPS = (0.9, 0.999), 1e-8
+
+
+class MetaOptimizer:
+    r"""Moves the modulator's parameters φ and the log-variances.
+
+    "sgd": :math:`\phi \leftarrow \phi - \eta_{meta}\nabla\phi`. "adam": Adam with betas (0.9, 0.999), no decay.
+
+    Args:
+        kind: "sgd" or "adam".
+        lr: :math:`\eta_{meta}`.
+    """
+
+    def __init__(self, kind: Literal["sgd", "adam"], lr: float) -> None:
+        self.kind, self.lr = kind, lr
+        self.step_count: Tensor | None = None
+        self.exp_avgs: list[Tensor] = []
+        self.exp_avg_sqs: list[Tensor] = []
+
+    def _prepare(self, params: Sequence[Tensor]) -> None:
+        if self.step_count is None:
+            self.step_count = torch.zeros((), device=params[0].device, dtype=params[0].dtype)
+            self.exp_avgs = [torch.zeros_like(p) for p in params]
+            self.exp_avg_sqs = [torch.zeros_like(p) for p in params]
+        # A group embedding grows by rows when groups are added.
+        for moments in (self.exp_avgs, self.exp_avg_sqs):
+            for i, param in enumerate(params):
+                if moments[i].shape != param.shape:
+                    grown = torch.zeros_like(param)
+                    grown[: len(moments[i])] = moments[i]
+                    moments[i] = grown
+
+    @torch.no_grad()
+    def step(self, params: Sequence[Tensor], grads: Sequence[Tensor], ok: Tensor) -> None:
+        """One update in place where ``ok`` (a boolean scalar on the device) holds, nothing at all where not."""
+        params = list(params)
+        grads = [torch.where(ok, g, 0.0) for g in grads]
+        if self.kind == "sgd":
+            torch._foreach_add_(params, grads, alpha=-self.lr)
+            return
+        self._prepare(params)
+        assert self.step_count is not None
+        applied = ok.to(self.step_count.dtype)
+        self.step_count += applied
+        # With applied = 0 every line below leaves its target exactly as it is.
+        for moments, targets, beta in (
+            (self.exp_avgs, grads, BETAS[0]),
+            (self.exp_avg_sqs, torch._foreach_mul(grads, grads), BETAS[1]),
+        ):
+            difference = torch._foreach_sub(targets, moments)
+            torch._foreach_mul_(difference, (1 - beta) * applied)
+            torch._foreach_add_(moments, difference)
+        t = self.step_count.clamp_min(1.0)
+        denom = torch._foreach_sqrt(self.exp_avg_sqs)
+        torch._foreach_div_(denom, (1 - BETAS[1] ** t).sqrt())
+        torch._foreach_add_(denom, EPS)
+        update = torch._foreach_div(self.exp_avgs, denom)
+        torch._foreach_mul_(update, applied * self.lr / (1 - BETAS[0] ** t))
+        torch._foreach_sub_(params, update)
+
+    def state_dict(self) -> dict[str, object]:
+        """Step count and moments, plain tensors; empty before the first Adam step."""
+        if self.step_count is None:
+            return {}
+        return {
+            "step": self.step_count.clone(),
+            "exp_avg": [m.clone() for m in self.exp_avgs],
+            "exp_avg_sq": [v.clone() for v in self.exp_avg_sqs],
+        }
+
+    def load_state_dict(self, state: dict[str, object], params: Sequence[Tensor]) -> None:
+        """Take over the result of ``state_dict``, on the device and in the precision of ``params``."""
+        if not state:
+            self.step_count, self.exp_avgs, self.exp_avg_sqs = None, [], []
+            return
+        step, exp_avgs, exp_avg_sqs = state["step"], state["exp_avg"], state["exp_avg_sq"]
+        assert isinstance(step, Tensor) and isinstance(exp_avgs, list) and isinstance(exp_avg_sqs, list)
+        self.step_count = step.detach().to(params[0]).clone()
+        self.exp_avgs = [m.detach().to(p).clone() for m, p in zip(exp_avgs, params, strict=True)]
+        self.exp_avg_sqs = [v.detach().to(p).clone() for v, p in zip(exp_avg_sqs, params, strict=True)]

@@ -1,0 +1,167 @@
+r"""Algorithm 2 from end to end: what ``MetaAdamW.update_attention`` does and reports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from metaadamw.config import MetaConfig
+from metaadamw.evaluation import Evaluation, LossFunction
+from metaadamw.features import Layout
+from metaadamw.lookahead import TERMS, Lookahead, Term, needed_batches, terms_of
+from metaadamw.modulator import Modulator
+from metaadamw.tokens import Token
+from metaadamw.uncertainty import PriorityUncertaintyWeighting
+from metaadamw.undisturbed import undisturbed
+
+__all__ = ["MetaGradient", "MetaUpdate", "meta_gradient"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetaUpdate:
+    """Report of one meta-update.
+
+    Attributes:
+        applied: whether the modulator was updated.
+        skipped_reason: why not, or None.
+        total: the meta-loss before the update, without the regulariser.
+        gradient_alignment: Eq. 10, None if not part of the objective (likewise the next two).
+        loss_decrease: Eq. 11.
+        generalization_gap: Eq. 12.
+        alpha: α at which the terms were evaluated, shape [G].
+        beta: β, shape [G].
+        lambda1: λ₁, shape [G].
+        lambda2: λ₂, shape [G].
+        log_variances: s of Eq. 13 before the update, shape [3]; None under fixed weights or a single term.
+        hvp: the product used, "exact" or "finite_difference"; None if the objective needs none.
+    """
+
+    applied: bool
+    skipped_reason: str | None = None
+    total: float | None = None
+    gradient_alignment: float | None = None
+    loss_decrease: float | None = None
+    generalization_gap: float | None = None
+    alpha: Tensor | None = None
+    beta: Tensor | None = None
+    lambda1: Tensor | None = None
+    lambda2: Tensor | None = None
+    log_variances: Tensor | None = None
+    hvp: Literal["exact", "finite_difference"] | None = None
+
+
+@dataclass(frozen=True)
+class MetaGradient:
+    """The gradient that a meta-update applies, and its report."""
+
+    report: MetaUpdate
+    grads: list[Tensor] | None
+
+
+def _finite(*tensors: Tensor | None) -> bool:
+    return all(bool(torch.isfinite(t).all()) for t in tensors if t is not None)
+
+
+def check_batches(config: MetaConfig, batches: dict[str, Any]) -> None:
+    """Raise ``ValueError`` unless every batch that the objective needs is there."""
+    needed = needed_batches(config)
+    missing = [name for name in needed if batches.get(name) is None]
+    if missing:
+        raise ValueError(
+            f"objective={config.objective!r} needs {', '.join(needed)}; missing: {', '.join(missing)}"
+        )
+
+
+def meta_gradient(
+    *,
+    model: nn.Module,
+    loss_fn: LossFunction,
+    batches: dict[str, Any],
+    params: list[Tensor],
+    tokens_of: Callable[[Sequence[Tensor | None]], list[Token]],
+    features_of: Callable[[Sequence[Token]], Tensor],
+    modulator: Modulator,
+    weighting: PriorityUncertaintyWeighting,
+    learned: Sequence[Tensor],
+    layout: Layout,
+    config: MetaConfig,
+    hvp: Literal["auto", "exact", "finite_difference"],
+    maximize: bool,
+    eps_inside_sqrt: bool,
+) -> MetaGradient:
+    """Steps 1–6 of Algorithm 2 and the gradient of step 7; nothing outside is changed."""
+    evaluation = Evaluation(model, loss_fn, params, maximize)
+    batch1, val_batch = batches["batch1"], batches.get("val_batch")
+    terms: dict[str, Term] = {}
+    used: Literal["exact", "finite_difference"] | None = None
+
+    def skipped(reason: str) -> MetaGradient:
+        return MetaGradient(MetaUpdate(applied=False, skipped_reason=reason), None)
+
+    with undisturbed(model, params) as snapshot:
+        training_loss, grads = evaluation.gradient("batch1", batch1)  # step 2
+        if not _finite(training_loss, *grads):
+            return skipped("non-finite loss or gradient on batch1")
+        val_loss = torch.zeros_like(training_loss)
+        if "val_batch" in needed_batches(config):
+            val_loss = evaluation.loss("val_batch", val_batch)
+            if not _finite(val_loss):
+                return skipped("non-finite loss on val_batch")
+
+        tokens = tokens_of(grads)
+        features = features_of(tokens)  # step 3
+        if not _finite(features):
+            return skipped("non-finite features")
+        with torch.enable_grad():
+            modulation = modulator(features)
+
+        lookahead = Lookahead(  # step 4
+            evaluation,
+            tokens,
+            snapshot.values,
+            modulation,
+            layout,
+            config,
+            eps_inside_sqrt=eps_inside_sqrt,
+            hvp=hvp,
+        )
+        terms.update(lookahead.losses(batch1, val_batch, training_loss, val_loss))
+        if "gradient_alignment" in terms_of(config):  # step 5
+            terms["gradient_alignment"] = lookahead.gradient_alignment(batches["batch2"])
+            used = "finite_difference" if lookahead.hvp == "finite_difference" else "exact"
+
+    combined = config.objective == "combined"
+    uncertain = combined and config.weighting == "uncertainty"
+    with torch.enable_grad():  # step 6
+        values = [terms[name].at(modulation) for name in TERMS if name in terms]
+        if uncertain:
+            total = weighting(values)
+        elif combined:
+            total = sum(
+                (w * v for w, v in zip(config.fixed_weights, values, strict=True)),
+                torch.zeros_like(values[0]),
+            )
+        else:
+            total = values[0]
+        loss = total + config.weight_decay * modulator.regulariser()
+        if modulator.config.feature_gating:
+            sparsity = config.weight_decay if config.gate_sparsity is None else config.gate_sparsity
+            loss = loss + sparsity * modulator.gate_logits.abs().sum()
+        gradient = torch.autograd.grad(  # step 7
+            loss, list(learned), allow_unused=True, materialize_grads=True
+        )
+    finite = _finite(total.detach(), *gradient)
+    report = MetaUpdate(
+        applied=finite,
+        skipped_reason=None if finite else "non-finite meta-loss or meta-gradient",
+        total=total.item(),
+        **{name: term.value.item() for name, term in terms.items()},
+        **{name: factor.detach() for name, factor in modulation._asdict().items()},
+        log_variances=weighting.log_variances.detach().clone() if uncertain else None,
+        hvp=used,
+    )
+    return MetaGradient(report, list(gradient) if finite else None)

@@ -1,0 +1,186 @@
+r"""Sec. 3.4: the attention module :math:`\Phi`, features [G, F] to factors α, β, λ₁, λ₂, each [G]."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metaadamw.config import ModulatorConfig
+
+__all__ = ["Modulation", "Modulator"]
+
+
+class Modulation(NamedTuple):
+    r"""What the modulator says of each group (Eqs. 7–9); each tensor has shape [G].
+
+    Attributes:
+        alpha: factor on the learning rate, within 1 ± alpha_range / 2.
+        beta: factor on the weight decay, within 1 ± beta_range / 2.
+        lambda1: weight of :math:`\lVert g'_g \rVert^2` in Eq. 10, within (0, 1).
+        lambda2: weight of :math:`\cos(g_g, g'_g)` in Eq. 10, within (0, 1).
+    """
+
+    alpha: Tensor
+    beta: Tensor
+    lambda1: Tensor
+    lambda2: Tensor
+
+
+class Modulator(nn.Module):
+    r"""Transformer encoder over the groups, then a linear output and sigmoids (Eqs. 5–9).
+
+    Pre-norm layers, ReLU, no dropout, no final norm; the model dimension D is the number of features (and of the group
+    embedding), zero-padded to a multiple of the heads. The parameters of all layers are stacked, [L, …]: few tensors
+    for an optimizer and a checkpoint. A layer computes what ``nn.TransformerEncoderLayer(norm_first=True)`` does.
+
+    Args:
+        num_features: F.
+        num_groups: G; only the group embedding depends on it.
+        config: layers, heads, ranges, gating, init.
+        embedding_dim: dimension of the learnable group embedding, 0 for none.
+        seed: seed of the initial weights; global random streams are not touched.
+
+    Example:
+        >>> modulator = Modulator(6, 3, ModulatorConfig(init="identity"))
+        >>> modulator(torch.randn(3, 6)).alpha
+        tensor([1., 1., 1.], grad_fn=<AddBackward0>)
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        num_groups: int,
+        config: ModulatorConfig,
+        *,
+        embedding_dim: int = 0,
+        seed: int = 0,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.config, self.seed = config, seed
+        self.num_features = num_features
+        heads = config.heads
+        self.dim = -(-(num_features + embedding_dim) // heads) * heads
+        generator = torch.Generator().manual_seed(seed)
+
+        def xavier(count: int, rows: int, columns: int) -> nn.Parameter:
+            # Drawn on the CPU in float64, so that every device and precision starts from the same numbers.
+            weight = torch.empty(count, rows, columns, dtype=torch.float64)
+            for matrix in weight:
+                nn.init.xavier_uniform_(matrix, generator=generator)
+            return nn.Parameter(weight.to(device=device, dtype=dtype or torch.get_default_dtype()))
+
+        def full(value: float, *shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.full(shape, value, device=device, dtype=dtype))
+
+        layers, hidden, dim = config.layers, config.hidden_dim, self.dim
+        self.in_proj_weight = xavier(layers, 3 * dim, dim)
+        self.in_proj_bias = full(0.0, layers, 3 * dim)
+        self.out_proj_weight = xavier(layers, dim, dim)
+        self.out_proj_bias = full(0.0, layers, dim)
+        self.norm1_weight = full(1.0, layers, dim)
+        self.norm1_bias = full(0.0, layers, dim)
+        self.norm2_weight = full(1.0, layers, dim)
+        self.norm2_bias = full(0.0, layers, dim)
+        self.linear1_weight = xavier(layers, hidden, dim)
+        self.linear1_bias = full(0.0, layers, hidden)
+        self.linear2_weight = xavier(layers, dim, hidden)
+        self.linear2_bias = full(0.0, layers, dim)
+        output_weight = xavier(1, 4, dim)
+        self.output_weight = nn.Parameter(output_weight.detach().squeeze(0))
+        if config.init == "identity":
+            nn.init.zeros_(self.output_weight)
+        self.output_bias = full(0.0, 4)
+        if config.feature_gating:
+            self.gate_logits = full(1.0, num_features)
+        if embedding_dim:
+            self.group_embedding = full(0.0, 0, embedding_dim)
+            self.grow(num_groups)
+
+    def grow(self, num_groups: int) -> None:
+        """Give new groups a row of the group embedding, N(0, 0.1²); the others keep theirs."""
+        if not hasattr(self, "group_embedding"):
+            return
+        old = self.group_embedding.detach()
+        rows = []
+        for index in range(len(old), num_groups):
+            # One stream per row: the start of a group does not depend on when it was added.
+            generator = torch.Generator().manual_seed(self.seed + 1_000_003 * (index + 1))
+            rows.append(0.1 * torch.randn(1, old.shape[1], dtype=torch.float64, generator=generator))
+        self.group_embedding = nn.Parameter(torch.cat([old, *(r.to(old) for r in rows)]))
+
+    def encoder_tensors(self) -> list[Tensor]:
+        """The stacked encoder tensors, each [L, …]."""
+        return [
+            p
+            for name, p in self.named_parameters()
+            if name.partition("_")[0] in ("in", "out", "norm1", "norm2", "linear1", "linear2")
+        ]
+
+    def regulariser(self) -> Tensor:
+        r""":math:`\sum \lVert W \rVert_2` (not squared) over the tensors of every encoder layer and the output weight."""
+        total = torch.linalg.vector_norm(self.output_weight)
+        for stacked in self.encoder_tensors():
+            total = total + torch.linalg.vector_norm(stacked.flatten(1), dim=1).sum()
+        return total
+
+    def encode(self, features: Tensor) -> Tensor:
+        """Eq. 5: features [G, F] to Z [G, D]."""
+        x = features
+        if self.config.feature_gating:
+            x = x * torch.sigmoid(self.gate_logits)
+        if hasattr(self, "group_embedding"):
+            x = torch.cat([x, self.group_embedding], dim=1)
+        x = F.pad(x, (0, self.dim - x.shape[1]))
+        groups, dim, heads = x.shape[0], self.dim, self.config.heads
+        scale = (dim // heads) ** -0.5
+        for (
+            in_proj_weight,
+            in_proj_bias,
+            out_proj_weight,
+            out_proj_bias,
+            norm1_weight,
+            norm1_bias,
+            norm2_weight,
+            norm2_bias,
+            linear1_weight,
+            linear1_bias,
+            linear2_weight,
+            linear2_bias,
+        ) in zip(*(t.unbind(0) for t in self.encoder_tensors()), strict=True):
+            y = F.layer_norm(x, (dim,), norm1_weight, norm1_bias)
+            qkv = F.linear(y, in_proj_weight, in_proj_bias).view(groups, 3, heads, dim // heads)
+            query, key, value = qkv.permute(1, 2, 0, 3)  # each [heads, G, D / heads]
+            attention = torch.softmax((query * scale) @ key.transpose(1, 2), dim=-1)
+            mixed = (attention @ value).transpose(0, 1).reshape(groups, dim)
+            x = x + F.linear(mixed, out_proj_weight, out_proj_bias)
+            y = F.layer_norm(x, (dim,), norm2_weight, norm2_bias)
+            hidden = F.relu(F.linear(y, linear1_weight, linear1_bias))
+            x = x + F.linear(hidden, linear2_weight, linear2_bias)
+        return x
+
+    def forward(self, features: Tensor) -> Modulation:
+        r"""Eqs. 5–9: :math:`\alpha_g = 1 + range_\alpha (\sigma(\alpha_g^{raw}) - 0.5)`, β likewise, λ by a sigmoid.
+
+        Args:
+            features: shape [G, F].
+
+        Raises:
+            ValueError: the number of columns is not F.
+        """
+        if features.dim() != 2 or features.shape[1] != self.num_features:
+            raise ValueError(
+                f"features must have shape [G, {self.num_features}], got {tuple(features.shape)}"
+            )
+        raw = F.linear(self.encode(features), self.output_weight, self.output_bias)  # Eq. 6
+        alpha, beta, lambda1, lambda2 = torch.sigmoid(raw).unbind(1)
+        return Modulation(
+            alpha=1 + self.config.alpha_range * (alpha - 0.5),
+            beta=1 + self.config.beta_range * (beta - 0.5),
+            lambda1=lambda1,
+            lambda2=lambda2,
+        )

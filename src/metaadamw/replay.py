@@ -1,0 +1,76 @@
+"""A recorded trajectory of α and β as a plain schedule, replayed without features, encoder or learning."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from metaadamw.modulator import Modulation
+
+__all__ = ["Schedule"]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """α and β of every group at every step.
+
+    ``MetaAdamW(groups, modulator=schedule)`` runs it: at step t each group has the factors of row t; after the last row they stay.
+
+    Args:
+        groups: names of the groups.
+        alpha: shape [T, G].
+        beta: shape [T, G].
+
+    Raises:
+        ValueError: the shapes do not fit, or there is no row.
+
+    Example:
+        >>> schedule = Schedule(("body", "head"), torch.ones(3, 2), torch.ones(3, 2))
+        >>> len(schedule)
+        3
+    """
+
+    groups: tuple[str, ...]
+    alpha: Tensor
+    beta: Tensor
+
+    def __post_init__(self) -> None:
+        """Validate the shapes."""
+        shape = tuple(self.alpha.shape)
+        if len(shape) != 2 or shape != tuple(self.beta.shape) or shape[1] != len(self.groups) or not shape[0]:
+            raise ValueError(
+                f"alpha and beta must have shape [T, {len(self.groups)}] with T >= 1, got {shape} and {tuple(self.beta.shape)}"
+            )
+
+    def __len__(self) -> int:
+        """Number of recorded steps."""
+        return len(self.alpha)
+
+    def at(self, step: int, device: torch.device, dtype: torch.dtype) -> Modulation:
+        """The factors of a step, counted from 0."""
+        row = min(step, len(self) - 1)
+        alpha, beta = (t[row].to(device=device, dtype=dtype) for t in (self.alpha, self.beta))
+        return Modulation(alpha, beta, torch.full_like(alpha, 0.5), torch.full_like(alpha, 0.5))
+
+    def check_groups(self, names: list[str]) -> None:
+        """Raise ``ValueError`` unless the optimizer has the groups that were recorded."""
+        if list(self.groups) != names:
+            raise ValueError(f"schedule was recorded for the groups {list(self.groups)}, got {names}")
+
+    def save(self, path: str | Path) -> None:
+        """Write it as JSON; every float survives exactly."""
+        content = {"groups": list(self.groups), "dtype": str(self.alpha.dtype).removeprefix("torch.")}
+        content |= {"alpha": self.alpha.tolist(), "beta": self.beta.tolist()}
+        Path(path).write_text(json.dumps(content))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Schedule:
+        """Read what ``save`` wrote."""
+        content = json.loads(Path(path).read_text())
+        dtype = getattr(torch, content["dtype"])
+        alpha, beta = (torch.tensor(content[k], dtype=dtype) for k in ("alpha", "beta"))
+        return cls(tuple(content["groups"]), alpha, beta)

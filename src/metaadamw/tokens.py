@@ -1,0 +1,81 @@
+"""The tensors behind one token: what the rooms see of a param group (Sec. 3.2).
+
+Complex parameters appear as their real view; a missing gradient or moment is ``None``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Token", "moment_dtype", "real_view"]
+
+
+def real_view(tensor: Tensor) -> Tensor:
+    """A complex tensor as pairs of reals, any other as it is."""
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def moment_dtype(param: Tensor) -> torch.dtype:
+    """Moments of half-precision parameters are kept in float32: v underflows otherwise."""
+    return torch.float32 if param.dtype in (torch.bfloat16, torch.float16) else param.dtype
+
+
+@dataclass
+class Token:
+    """Parameters, gradients and AdamW state of one param group, index by index.
+
+    Args:
+        group: the param group (hyperparameters are read from it).
+        params: parameters θ.
+        grads: gradients, None where missing.
+        exp_avgs: first moments m, None where there is no state yet.
+        exp_avg_sqs: second moments v, likewise.
+        steps: step counters, likewise.
+    """
+
+    group: dict[str, Any]
+    params: list[Tensor]
+    grads: list[Tensor | None]
+    exp_avgs: list[Tensor | None]
+    exp_avg_sqs: list[Tensor | None]
+    steps: list[Tensor | None]
+
+    @classmethod
+    def of(
+        cls,
+        group: dict[str, Any],
+        state: dict[Tensor, dict[str, Any]],
+        grads: Sequence[Tensor | None] | None = None,
+        *,
+        maximize: bool = False,
+    ) -> Token:
+        """The token of ``group``, with ``.grad`` unless other ``grads`` are given; negated to maximise."""
+        params = group["params"]
+        if grads is None:
+            grads = [p.grad for p in params]
+        if maximize:
+            grads = [None if g is None else -g for g in grads]
+        # .get, because indexing the defaultdict would create state for parameters that never had a gradient.
+        states = [state.get(p) or {} for p in params]
+        if any(p.is_complex() for p in params):
+            return cls(
+                group,
+                [real_view(p) for p in params],
+                [None if g is None else real_view(g) for g in grads],
+                [real_view(s["exp_avg"]) if s else None for s in states],
+                [real_view(s["exp_avg_sq"]) if s else None for s in states],
+                [s.get("step") for s in states],
+            )
+        return cls(
+            group,
+            params,
+            list(grads),
+            [s.get("exp_avg") for s in states],
+            [s.get("exp_avg_sq") for s in states],
+            [s.get("step") for s in states],
+        )
