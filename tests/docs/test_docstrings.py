@@ -25,5 +25,8 @@ MODULES = [
 def test_examples(name: str) -> None:
     module = importlib.import_module(name)
     torch.manual_seed(0)
-    failures, _ = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
+    public = {name: getattr(metaadamw, name) for name in metaadamw.__all__}
+    failures, _ = doctest.testmod(
+        module, extraglobs=public, optionflags=doctest.NORMALIZE_WHITESPACE
+    )
     assert failures == 0
