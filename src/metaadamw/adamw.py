@@ -9,35 +9,15 @@ parameters' device: then nothing is read back to the host.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["adamw_foreach", "adamw_fused", "adamw_plain", "update_direction"]
+from metaadamw.tokens import Token
+
+__all__ = ["adamw", "adamw_foreach", "adamw_fused", "adamw_plain", "update_direction"]
 
 Number = float | Tensor
-
-
-class AdamWFunction(Protocol):
-    """The common signature of the three paths."""
-
-    def __call__(
-        self,
-        params: Sequence[Tensor],
-        grads: Sequence[Tensor],
-        exp_avgs: Sequence[Tensor],
-        exp_avg_sqs: Sequence[Tensor],
-        steps: Sequence[Tensor],
-        *,
-        lr: Number,
-        weight_decay: Number,
-        betas: tuple[float, float],
-        eps: float,
-        eps_inside_sqrt: bool,
-        capturable: bool,
-    ) -> None:
-        """Update ``params``, ``exp_avgs``, ``exp_avg_sqs`` and ``steps`` in place."""
 
 
 def _on_device(value: Number) -> bool:
@@ -244,3 +224,69 @@ def adamw_fused(
         grad_scale=None,
         found_inf=None,
     )
+
+
+_PATHS = {"plain": adamw_plain, "foreach": adamw_foreach, "fused": adamw_fused}
+
+
+def adamw(
+    token: Token,
+    path: str,
+    *,
+    lr: Number,
+    weight_decay: Number,
+    eps_inside_sqrt: bool = False,
+    capturable: bool = False,
+) -> None:
+    """Eqs. 1–4 for the tensors of one group that have a gradient, by one of the paths.
+
+    Tensors of one device and precision go together. Half-precision parameters are updated in the
+    precision of their moments, float32, and rounded once.
+
+    Args:
+        token: the group's tensors.
+        path: "plain", "foreach" or "fused".
+        lr: :math:`\\eta\\alpha_g`.
+        weight_decay: :math:`\\beta_g\\lambda`.
+        eps_inside_sqrt: the printed form of Eq. 4.
+        capturable: keep the step counters on the device.
+    """
+    buckets: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for i, (param, grad) in enumerate(zip(token.params, token.grads, strict=True)):
+        if grad is not None:
+            buckets.setdefault((param.device, param.dtype), []).append(i)
+    for (device, dtype), indices in buckets.items():
+        params, grads, exp_avgs, exp_avg_sqs, steps = (
+            [t for i in indices if (t := tensors[i]) is not None]
+            for tensors in (
+                token.params,
+                token.grads,
+                token.exp_avgs,
+                token.exp_avg_sqs,
+                token.steps,
+            )
+        )
+        targets = params
+        half = dtype in (torch.bfloat16, torch.float16)
+        if half:
+            params, grads = [p.float() for p in params], [g.float() for g in grads]
+        _PATHS[path](
+            params,
+            grads,
+            exp_avgs,
+            exp_avg_sqs,
+            steps,
+            lr=_near(lr, device),
+            weight_decay=_near(weight_decay, device),
+            betas=token.group["betas"],
+            eps=token.group["eps"],
+            eps_inside_sqrt=eps_inside_sqrt,
+            capturable=capturable,
+        )
+        if half:
+            torch._foreach_copy_(targets, params)
+
+
+def _near(value: Number, device: torch.device) -> Number:
+    """A number that lives on another accelerator, brought to this one."""
+    return value.to(device, non_blocking=True) if _on_device(value) else value  # type: ignore[union-attr]

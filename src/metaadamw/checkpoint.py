@@ -48,13 +48,19 @@ def check_learned(
         )
     if saved["groups"] != groups:
         ours, theirs = [g["name"] for g in groups], [g["name"] for g in saved["groups"]]
-        detail = f"groups {theirs}, this optimizer {ours}" if ours != theirs else "other parameter shapes in the same groups"
+        detail = (
+            f"groups {theirs}, this optimizer {ours}"
+            if ours != theirs
+            else "other parameter shapes in the same groups"
+        )
         raise ValueError(f"checkpoint has another grouping: {detail}")
     ours_shapes = {name: tuple(t.shape) for name, t in modulator.items()}
     theirs_shapes = {name: tuple(t.shape) for name, t in saved["modulator"].items()}
     if ours_shapes != theirs_shapes:
         differing = sorted(
-            n for n in ours_shapes.keys() | theirs_shapes.keys() if ours_shapes.get(n) != theirs_shapes.get(n)
+            n
+            for n in ours_shapes.keys() | theirs_shapes.keys()
+            if ours_shapes.get(n) != theirs_shapes.get(n)
         )
         name = differing[0]
         raise ValueError(
@@ -76,14 +82,19 @@ def adapt_param_groups(
     """
     for key in ("state", "param_groups"):
         if key not in state_dict:
-            raise ValueError(f"state_dict must have the key {key!r}, got {sorted(map(str, state_dict))}")
+            raise ValueError(
+                f"state_dict must have the key {key!r}, got {sorted(map(str, state_dict))}"
+            )
     saved_groups = state_dict["param_groups"]
     if any(g.get("amsgrad") for g in saved_groups):
         raise ValueError("state_dict has amsgrad=True, which MetaAdamW does not know")
     sizes = [len(g["params"]) for g in param_groups]
     saved_sizes = [len(g["params"]) for g in saved_groups]
     if sizes == saved_sizes:
-        groups = [_merged(own, saved, saved["params"]) for own, saved in zip(param_groups, saved_groups, strict=True)]
+        groups = [
+            _merged(own, saved, saved["params"])
+            for own, saved in zip(param_groups, saved_groups, strict=True)
+        ]
     elif KEY not in state_dict and all("param_names" in g for g in (*param_groups, *saved_groups)):
         groups = _regrouped(param_groups, saved_groups)
     else:
@@ -95,12 +106,27 @@ def adapt_param_groups(
     return {"state": state_dict["state"], "param_groups": groups}
 
 
-def _merged(own: Mapping[str, Any], saved: Mapping[str, Any], params: Sequence[int]) -> dict[str, Any]:
+def _merged(
+    own: Mapping[str, Any], saved: Mapping[str, Any], params: Sequence[int]
+) -> dict[str, Any]:
     """Our keys, the saved hyperparameters; the choice of path is this optimizer's own."""
-    kept = {"name", "layer_type", "depth_bucket", "depth", "is_bias", "param_names", "foreach", "fused", "capturable", "maximize"}
+    kept = {
+        "name",
+        "layer_type",
+        "depth_bucket",
+        "depth",
+        "is_bias",
+        "param_names",
+        "foreach",
+        "fused",
+        "capturable",
+        "maximize",
+    }
     foreign = {"amsgrad", "differentiable", "decoupled_weight_decay"}
     merged = {k: v for k, v in own.items() if k != "params"}
-    merged |= {k: v for k, v in saved.items() if k not in foreign and not (k in kept and k in merged)}
+    merged |= {
+        k: v for k, v in saved.items() if k not in foreign and not (k in kept and k in merged)
+    }
     return {**merged, "params": list(params)}
 
 
@@ -116,7 +142,9 @@ def _regrouped(
     for own in param_groups:
         missing = [n for n in own["param_names"] if n not in where]
         if missing:
-            raise ValueError(f"state_dict has no parameter {missing[0]!r} (of group {own['name']!r})")
+            raise ValueError(
+                f"state_dict has no parameter {missing[0]!r} (of group {own['name']!r})"
+            )
         sources = {id(where[n][1]): where[n][1] for n in own["param_names"]}
         if len(sources) > 1:
             raise ValueError(
@@ -129,7 +157,9 @@ def _regrouped(
 
 
 def _check_shapes(
-    state: Mapping[Any, Any], groups: Sequence[Mapping[str, Any]], param_groups: Sequence[Mapping[str, Any]]
+    state: Mapping[Any, Any],
+    groups: Sequence[Mapping[str, Any]],
+    param_groups: Sequence[Mapping[str, Any]],
 ) -> None:
     for group, own in zip(groups, param_groups, strict=True):
         for index, param in zip(group["params"], own["params"], strict=True):

@@ -41,7 +41,9 @@ def check_number(
     open_high: bool = False,
 ) -> None:
     """Raise unless ``value`` is a finite real number in the interval from ``low`` to ``high``."""
-    interval = f"{'(' if open_low else '['}{low}, {high}{')' if open_high or high == math.inf else ']'}"
+    interval = (
+        f"{'(' if open_low else '['}{low}, {high}{')' if open_high or high == math.inf else ']'}"
+    )
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number in {interval}, got {value!r}")
     above = value > low if open_low else value >= low
@@ -164,9 +166,9 @@ class MetaConfig:
     """
 
     mode: Literal["lookahead", "online", "off"] = "lookahead"
-    objective: Literal[
-        "combined", "gradient_alignment", "loss_decrease", "generalization_gap"
-    ] = "combined"
+    objective: Literal["combined", "gradient_alignment", "loss_decrease", "generalization_gap"] = (
+        "combined"
+    )
     priorities: tuple[float, ...] = (1.0, 1.0, 1.0)
     weighting: Literal["uncertainty", "fixed"] = "uncertainty"
     fixed_weights: tuple[float, ...] = (1.0, 0.3, 0.3)

@@ -50,9 +50,7 @@ class Feature:
         """The same column, standardised across groups unless it is the time step."""
         if self.statistic == "time_step":
             return self
-        return Feature(
-            self.name, self.formula, self.statistic, self.reduction, True, self.option
-        )
+        return Feature(self.name, self.formula, self.statistic, self.reduction, True, self.option)
 
 
 _MEANS = (
@@ -73,9 +71,7 @@ _SECOND_MOMENT = Feature(
 _SECOND_MOMENT_STD = Feature(
     "exp_avg_sq_norm_std", "std ‖v‖", "exp_avg_sq_norm", "std", False, "second_moment_norm"
 )
-_TIME = Feature(
-    "time_step", "t / T, or 2σ(t/1000) − 1", "time_step", "none", False, "time_step"
-)
+_TIME = Feature("time_step", "t / T, or 2σ(t/1000) − 1", "time_step", "none", False, "time_step")
 _BASIC = (*_MEANS, _SECOND_MOMENT, _TIME)
 _BASIC_PLUS = (*_MEANS, *_STDS, _SECOND_MOMENT, _SECOND_MOMENT_STD, _TIME)
 _ENHANCED = (
@@ -95,7 +91,12 @@ _SCALE_FREE = (
     Feature("log_exp_avg_rms", "clip log rms m", "exp_avg_norm", "log_rms", True),
     Feature("log_param_rms", "clip log rms θ", "param_norm", "log_rms", True),
     Feature(
-        "log_exp_avg_sq_rms", "clip log rms v", "exp_avg_sq_norm", "log_rms", True, "second_moment_norm"
+        "log_exp_avg_sq_rms",
+        "clip log rms v",
+        "exp_avg_sq_norm",
+        "log_rms",
+        True,
+        "second_moment_norm",
     ),
     Feature("cosine", "mean cos(g, m)", "cosine"),
     Feature("cosine_sign", "sign of mean cos(g, m)", "cosine", "sign"),
@@ -148,7 +149,9 @@ class Layout:
         self.group_of = torch.tensor(group_of, dtype=torch.long, device=device)
         # Sums and means over the tensors of a group are one small matrix product.
         membership = torch.zeros(len(counts), len(group_of), dtype=dtype)
-        for row, start, n in zip(range(len(counts)), itertools.accumulate([0, *counts]), counts, strict=False):
+        for row, start, n in zip(
+            range(len(counts)), itertools.accumulate([0, *counts]), counts, strict=False
+        ):
             membership[row, start : start + n] = 1.0
         self.sum = membership.to(device).T.contiguous()  # [P, G]
         self.mean = self.sum / self.sum.sum(0).clamp_min(1.0)
@@ -279,11 +282,13 @@ def standardise(columns: Tensor) -> Tensor:
     spread = centred.square().mean(0).sqrt()
     # Below rounding error of the column's own size, spread is noise (always so with a single group).
     floor = 16 * torch.finfo(columns.dtype).eps * columns.abs().amax(0)
-    return torch.where(spread > floor, centred / spread.clamp_min(torch.finfo(columns.dtype).tiny), 0.0)
+    return torch.where(
+        spread > floor, centred / spread.clamp_min(torch.finfo(columns.dtype).tiny), 0.0
+    )
 
 
 def time_feature(step: int | Tensor, total_steps: int | None, layout: Layout) -> Tensor:
-    """t / T, or 2σ(t/1000) − 1 where T is unknown; a scalar."""
+    """T / T, or 2σ(t/1000) − 1 where T is unknown; a scalar."""
     t = torch.as_tensor(step, device=layout.device).to(layout.dtype)
     return t / total_steps if total_steps else 2 * torch.sigmoid(t / 1000) - 1
 

@@ -136,7 +136,12 @@ class Lookahead:
             decays.append(torch.tensor(decay, device=layout.device, dtype=layout.dtype))
             alpha, beta = self.modulation.alpha[g], self.modulation.beta[g]
             for param, grad, exp_avg, exp_avg_sq, step in zip(
-                token.params, token.grads, token.exp_avgs, token.exp_avg_sqs, token.steps, strict=True
+                token.params,
+                token.grads,
+                token.exp_avgs,
+                token.exp_avg_sqs,
+                token.steps,
+                strict=True,
             ):
                 direction = None
                 if grad is not None:
@@ -178,7 +183,12 @@ class Lookahead:
             exp_avg_sq = torch.addcmul(exp_avg_sq * beta2, grad, grad, value=1 - beta2)
             t = t + 1
         return update_direction(
-            exp_avg, exp_avg_sq, t, betas=group["betas"], eps=group["eps"], eps_inside_sqrt=eps_inside_sqrt
+            exp_avg,
+            exp_avg_sq,
+            t,
+            betas=group["betas"],
+            eps=group["eps"],
+            eps_inside_sqrt=eps_inside_sqrt,
         )
 
     def _through_step(self, gradient: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
@@ -242,9 +252,7 @@ class Lookahead:
         self.hvp = "finite_difference"
         return self._alignment_finite_difference(batch2)
 
-    def _alignment(
-        self, updated: Sequence[Tensor | None]
-    ) -> tuple[Alignment, list[Tensor | None]]:
+    def _alignment(self, updated: Sequence[Tensor | None]) -> tuple[Alignment, list[Tensor | None]]:
         """Eq. 10 from g and g′, and the vector q."""
         layout = self.layout
         reals = [None if g is None else real_view(g.detach()) for g in updated]

@@ -86,7 +86,13 @@ class MetaOptimizer:
             self.step_count, self.exp_avgs, self.exp_avg_sqs = None, [], []
             return
         step, exp_avgs, exp_avg_sqs = state["step"], state["exp_avg"], state["exp_avg_sq"]
-        assert isinstance(step, Tensor) and isinstance(exp_avgs, list) and isinstance(exp_avg_sqs, list)
+        assert (
+            isinstance(step, Tensor)
+            and isinstance(exp_avgs, list)
+            and isinstance(exp_avg_sqs, list)
+        )
         self.step_count = step.detach().to(params[0]).clone()
         self.exp_avgs = [m.detach().to(p).clone() for m, p in zip(exp_avgs, params, strict=True)]
-        self.exp_avg_sqs = [v.detach().to(p).clone() for v, p in zip(exp_avg_sqs, params, strict=True)]
+        self.exp_avg_sqs = [
+            v.detach().to(p).clone() for v, p in zip(exp_avg_sqs, params, strict=True)
+        ]

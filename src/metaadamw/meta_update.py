@@ -2,7 +2,7 @@ r"""Algorithm 2 from end to end: what ``MetaAdamW.update_attention`` does and re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,7 +18,10 @@ from metaadamw.tokens import Token
 from metaadamw.uncertainty import PriorityUncertaintyWeighting
 from metaadamw.undisturbed import undisturbed
 
-__all__ = ["MetaGradient", "MetaUpdate", "meta_gradient"]
+__all__ = ["MetaGradient", "MetaUpdate", "TokensOf", "check_batches", "meta_gradient"]
+
+TokensOf = Callable[[Sequence[Tensor | None]], list[Token]]
+"""The groups' tensors with the given gradients."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +69,7 @@ def _finite(*tensors: Tensor | None) -> bool:
     return all(bool(torch.isfinite(t).all()) for t in tensors if t is not None)
 
 
-def check_batches(config: MetaConfig, batches: dict[str, Any]) -> None:
+def check_batches(config: MetaConfig, batches: Mapping[str, Any]) -> None:
     """Raise ``ValueError`` unless every batch that the objective needs is there."""
     needed = needed_batches(config)
     missing = [name for name in needed if batches.get(name) is None]
@@ -80,15 +83,16 @@ def meta_gradient(
     *,
     model: nn.Module,
     loss_fn: LossFunction,
-    batches: dict[str, Any],
+    batches: Mapping[str, Any],
     params: list[Tensor],
-    tokens_of: Callable[[Sequence[Tensor | None]], list[Token]],
+    tokens_of: TokensOf,
     features_of: Callable[[Sequence[Token]], Tensor],
     modulator: Modulator,
     weighting: PriorityUncertaintyWeighting,
     learned: Sequence[Tensor],
     layout: Layout,
     config: MetaConfig,
+    gate_sparsity: float,
     hvp: Literal["auto", "exact", "finite_difference"],
     maximize: bool,
     eps_inside_sqrt: bool,
@@ -149,8 +153,7 @@ def meta_gradient(
             total = values[0]
         loss = total + config.weight_decay * modulator.regulariser()
         if modulator.config.feature_gating:
-            sparsity = config.weight_decay if config.gate_sparsity is None else config.gate_sparsity
-            loss = loss + sparsity * modulator.gate_logits.abs().sum()
+            loss = loss + gate_sparsity * modulator.gate_logits.abs().sum()
         gradient = torch.autograd.grad(  # step 7
             loss, list(learned), allow_unused=True, materialize_grads=True
         )

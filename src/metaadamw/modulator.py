@@ -110,7 +110,9 @@ class Modulator(nn.Module):
         for index in range(len(old), num_groups):
             # One stream per row: the start of a group does not depend on when it was added.
             generator = torch.Generator().manual_seed(self.seed + 1_000_003 * (index + 1))
-            rows.append(0.1 * torch.randn(1, old.shape[1], dtype=torch.float64, generator=generator))
+            rows.append(
+                0.1 * torch.randn(1, old.shape[1], dtype=torch.float64, generator=generator)
+            )
         self.group_embedding = nn.Parameter(torch.cat([old, *(r.to(old) for r in rows)]))
 
     def encoder_tensors(self) -> list[Tensor]:

@@ -66,7 +66,13 @@ def online_signal(
         for param, grad, exp_avg, exp_avg_sq, step in zip(
             token.params, token.grads, token.exp_avgs, token.exp_avg_sqs, token.steps, strict=True
         ):
-            if not next(moved) or grad is None or exp_avg is None or exp_avg_sq is None or step is None:
+            if (
+                not next(moved)
+                or grad is None
+                or exp_avg is None
+                or exp_avg_sq is None
+                or step is None
+            ):
                 grads.append(None), directions.append(None), params.append(None)
                 continue
             update = update_direction(

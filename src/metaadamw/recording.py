@@ -96,7 +96,9 @@ class Recorder:
         """
         alpha, beta = self.alpha, self.beta
         if self._steps != list(range(1, len(self._steps) + 1)):
-            raise ValueError(f"a schedule needs every step from 1 on, got {len(self)} records of steps {self._steps[0]}..{self._steps[-1]}")
+            raise ValueError(
+                f"a schedule needs every step from 1 on, got {len(self)} records of steps {self._steps[0]}..{self._steps[-1]}"
+            )
         return Schedule(self.groups, alpha, beta)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -134,7 +136,9 @@ class Recorder:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise ImportError('to_tensorboard needs tensorboard: pip install "metaadamw[bench]"') from error
+            raise ImportError(
+                'to_tensorboard needs tensorboard: pip install "metaadamw[bench]"'
+            ) from error
         with SummaryWriter(str(log_dir)) as writer:
             for row in self.rows():
                 for key, value in row.items():
@@ -151,7 +155,9 @@ class Recorder:
             raise ImportError('heatmap needs matplotlib: pip install "metaadamw[bench]"') from error
         figure = Figure(figsize=(10, 1.6 + 0.5 * len(self.groups)), layout="constrained")
         FigureCanvasAgg(figure)
-        for axes, history, symbol in zip(figure.subplots(2, 1, sharex=True), (self.alpha, self.beta), ("α", "β"), strict=True):
+        for axes, history, symbol in zip(
+            figure.subplots(2, 1, sharex=True), (self.alpha, self.beta), ("α", "β"), strict=True
+        ):
             spread = max(float((history - 1).abs().max()), 1e-6)
             image = axes.imshow(
                 history.T.double().numpy(),

@@ -41,7 +41,12 @@ class Schedule:
     def __post_init__(self) -> None:
         """Validate the shapes."""
         shape = tuple(self.alpha.shape)
-        if len(shape) != 2 or shape != tuple(self.beta.shape) or shape[1] != len(self.groups) or not shape[0]:
+        if (
+            len(shape) != 2
+            or shape != tuple(self.beta.shape)
+            or shape[1] != len(self.groups)
+            or not shape[0]
+        ):
             raise ValueError(
                 f"alpha and beta must have shape [T, {len(self.groups)}] with T >= 1, got {shape} and {tuple(self.beta.shape)}"
             )
@@ -59,11 +64,16 @@ class Schedule:
     def check_groups(self, names: list[str]) -> None:
         """Raise ``ValueError`` unless the optimizer has the groups that were recorded."""
         if list(self.groups) != names:
-            raise ValueError(f"schedule was recorded for the groups {list(self.groups)}, got {names}")
+            raise ValueError(
+                f"schedule was recorded for the groups {list(self.groups)}, got {names}"
+            )
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON; every float survives exactly."""
-        content = {"groups": list(self.groups), "dtype": str(self.alpha.dtype).removeprefix("torch.")}
+        content = {
+            "groups": list(self.groups),
+            "dtype": str(self.alpha.dtype).removeprefix("torch."),
+        }
         content |= {"alpha": self.alpha.tolist(), "beta": self.beta.tolist()}
         Path(path).write_text(json.dumps(content))
 

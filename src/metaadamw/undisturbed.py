@@ -27,9 +27,7 @@ class RandomStreams:
         # The library does not depend on NumPy, but a loss that augments its batch may.
         self.numpy = sys.modules["numpy"].random.get_state() if "numpy" in sys.modules else None
         self.cpu = torch.get_rng_state()
-        self.accelerators = [
-            torch.get_device_module(d).get_rng_state(d) for d in self.devices
-        ]
+        self.accelerators = [torch.get_device_module(d).get_rng_state(d) for d in self.devices]
 
     def restore(self) -> None:
         """Put every stream back to where it was."""

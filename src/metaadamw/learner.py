@@ -1,0 +1,293 @@
+r"""What learns beside the model: modulator, log-variances and their optimizer, from features to α, β and back.
+
+``MetaAdamW`` owns one ``Learner``; everything here is small, [G] or [G, F].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from metaadamw import checkpoint
+from metaadamw.config import MetaConfig, ModulatorConfig
+from metaadamw.evaluation import LossFunction
+from metaadamw.features import EMBEDDING_DIM, Layout, feature_table, group_features
+from metaadamw.meta_optimizer import MetaOptimizer
+from metaadamw.meta_update import MetaUpdate, TokensOf, check_batches, meta_gradient
+from metaadamw.modulator import Modulation, Modulator
+from metaadamw.online import LastStep, modulator_gradient, online_signal
+from metaadamw.replay import Schedule
+from metaadamw.tokens import Token
+from metaadamw.uncertainty import PriorityUncertaintyWeighting
+
+__all__ = ["Learner"]
+
+
+class Learner:
+    """The modulator and everything that trains it.
+
+    Args:
+        param_groups: the optimizer's groups.
+        config: the modulator and its features.
+        meta: how it learns.
+        schedule: a recorded trajectory to replay instead.
+        total_steps: T of the time-step feature, if known.
+        seed: seed of the initial weights.
+        eps_inside_sqrt: the printed form of Eq. 4.
+        capturable: count the steps on the device.
+    """
+
+    def __init__(
+        self,
+        param_groups: Sequence[Mapping[str, Any]],
+        config: ModulatorConfig,
+        meta: MetaConfig,
+        *,
+        schedule: Schedule | None,
+        total_steps: int | None,
+        seed: int,
+        eps_inside_sqrt: bool,
+        capturable: bool,
+    ) -> None:
+        self.config, self.meta, self.schedule = config, meta, schedule
+        self.total_steps, self.eps_inside_sqrt = total_steps, eps_inside_sqrt
+        self.capturable = capturable
+        params = [p for group in param_groups for p in group["params"]]
+        double = any(p.dtype in (torch.float64, torch.complex128) for p in params)
+        dtype = torch.float64 if double else torch.float32
+        device = params[0].device
+        self.table = feature_table(config)
+        self.layout = Layout(param_groups, device, dtype)
+        self.modulator = Modulator(
+            len(self.table),
+            len(param_groups),
+            config,
+            embedding_dim=EMBEDDING_DIM.get(config.features, 0),
+            seed=seed,
+            device=device,
+            dtype=dtype,
+        )
+        self.weighting = PriorityUncertaintyWeighting(
+            meta.priorities, bound=meta.log_variance_bound, device=device, dtype=dtype
+        )
+        self.optimizer = MetaOptimizer(
+            cast(Literal["sgd", "adam"], meta.optimizer), cast(float, meta.lr)
+        )
+        self.hvp: Literal["auto", "exact", "finite_difference"] = meta.hvp
+        self.steps = 0
+        self.device_steps = torch.zeros((), device=device)
+        self.last_meta_step = 0
+        self.applied = torch.zeros((), device=device, dtype=torch.long)
+        self.skipped = torch.zeros((), device=device, dtype=torch.long)
+        self.features: Tensor | None = None
+        self.modulation: Modulation | None = None
+        self.last: LastStep | None = None
+        if schedule is not None:
+            schedule.check_groups([str(group["name"]) for group in param_groups])
+
+    @property
+    def gate_sparsity(self) -> float:
+        """Coefficient of Σ|gate logit|."""
+        sparsity = self.meta.gate_sparsity
+        return self.meta.weight_decay if sparsity is None else sparsity
+
+    @property
+    def learned(self) -> list[Tensor]:
+        """The tensors that the meta-optimizer moves."""
+        frozen = "frozen_gates" in self.meta.as_run
+        weights = [
+            p
+            for name, p in self.modulator.named_parameters()
+            if not (frozen and name == "gate_logits")
+        ]
+        return [*weights, *self.weighting.parameters()]
+
+    @property
+    def due(self) -> bool:
+        """Line 8 of Algorithm 1, and not yet done at this step."""
+        return (
+            self.meta.mode == "lookahead"
+            and self.steps > self.last_meta_step
+            and self.steps >= self.meta.warmup_steps
+            and self.steps % self.meta.every == 0
+        )
+
+    def regroup(self, param_groups: Sequence[Mapping[str, Any]]) -> None:
+        """Take note of a changed list of groups: new rows, new layout; weights and moments stay."""
+        self.layout = Layout(param_groups, self.layout.device, self.layout.dtype)
+        self.modulator.grow(len(param_groups))
+        self.features = self.modulation = self.last = None
+
+    def compute_features(self, tokens: Sequence[Token]) -> Tensor:
+        """The features of the step about to be taken, [G, F]."""
+        if not self.layout.fits([token.group for token in tokens]):
+            groups = [token.group for token in tokens]
+            self.layout = Layout(groups, self.layout.device, self.layout.dtype)
+        step = self.device_steps + 1 if self.capturable else self.steps + 1
+        return group_features(tokens, self.table, self.layout, step, self.total_steps)
+
+    def modulate(self, tokens: Sequence[Token]) -> Modulation:
+        """Lines 2–3 of Algorithm 1, every ``update_every`` steps; learns first in mode "online"."""
+        if self.schedule is not None:
+            layout = self.layout
+            self.modulation = self.schedule.at(self.steps, layout.device, layout.dtype)
+        elif self.modulation is None or self.steps % self.config.update_every == 0:
+            if self.meta.mode == "online" and self.steps >= self.meta.warmup_steps:
+                self._learn_online(tokens)
+            features = self.compute_features(tokens)
+            finite = torch.isfinite(features).all()
+            held = torch.zeros_like(features) if self.features is None else self.features
+            # A non-finite gradient must not reach the modulator: it sees the last features again.
+            self.features = torch.where(finite, features, held)
+            self.skipped += ~finite
+            self.modulation = self.modulator(self.features)
+        return cast(Modulation, self.modulation)
+
+    def _learn_online(self, tokens: Sequence[Token]) -> None:
+        """One update from the step before and the gradient that followed it."""
+        if self.last is None:
+            return
+        signals = online_signal(
+            tokens, self.last, self.layout, eps_inside_sqrt=self.eps_inside_sqrt
+        )
+        learned = self.learned
+        gradient = modulator_gradient(
+            self.modulator,
+            self.last.features,
+            *signals,
+            learned,
+            self.meta.weight_decay,
+            self.gate_sparsity,
+        )
+        # One flag on the device: asking the host here would stall an accelerator at every step.
+        ok = torch.isfinite(torch.stack([t.sum() for t in (*signals, *gradient)])).all()
+        self.optimizer.step(learned, gradient, ok)
+        self.applied += ok
+        self.skipped += ~ok
+
+    def stepped(
+        self, tokens: Sequence[Token], rates: list[float | Tensor], decays: list[float | Tensor]
+    ) -> None:
+        """Take note of a finished step and of the η α_g and β_g λ it was taken with."""
+        self.steps += 1
+        if self.capturable:
+            self.device_steps += 1
+        if self.meta.mode == "online" and self.features is not None:
+            moved = tuple(g is not None for token in tokens for g in token.grads)
+            self.last = LastStep(self.features, self._vector(rates), self._vector(decays), moved)
+
+    def _vector(self, numbers: Sequence[float | Tensor]) -> Tensor:
+        device, dtype = self.layout.device, self.layout.dtype
+        if all(isinstance(n, float) for n in numbers):
+            return torch.tensor(numbers, device=device, dtype=dtype)
+        return torch.stack(
+            [torch.as_tensor(n, device=device).to(dtype).reshape(()) for n in numbers]
+        )
+
+    def update(
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction,
+        batches: Mapping[str, Any],
+        params: list[Tensor],
+        tokens_of: TokensOf,
+        *,
+        maximize: bool,
+    ) -> MetaUpdate:
+        """Algorithm 2."""
+        check_batches(self.meta, batches)
+        learned = self.learned
+        result = meta_gradient(
+            model=model,
+            loss_fn=loss_fn,
+            batches=batches,
+            params=params,
+            tokens_of=tokens_of,
+            features_of=self.compute_features,
+            modulator=self.modulator,
+            weighting=self.weighting,
+            learned=learned,
+            layout=self.layout,
+            config=self.meta,
+            gate_sparsity=self.gate_sparsity,
+            hvp=self.hvp,
+            maximize=maximize,
+            eps_inside_sqrt=self.eps_inside_sqrt,
+        )
+        report = result.report
+        if self.hvp == "auto" and report.hvp is not None:
+            self.hvp = report.hvp  # found out once
+        if result.grads is not None:
+            ok = torch.ones((), dtype=torch.bool, device=self.layout.device)
+            self.optimizer.step(learned, result.grads, ok)
+        self.applied += int(report.applied)
+        self.skipped += int(not report.applied)
+        self.last_meta_step = self.steps
+        return report
+
+    def restart_from(self, steps: int) -> None:
+        """Take over the position of a run that had no modulator (an AdamW checkpoint)."""
+        self.steps = self.last_meta_step = steps
+        self.device_steps.fill_(steps)
+        self.features = self.modulation = self.last = None
+
+    def state_dict(self, param_groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Plain tensors, numbers and strings."""
+        state: dict[str, Any] = {
+            "version": checkpoint.VERSION,
+            "features": [feature.name for feature in self.table],
+            "groups": checkpoint.group_signature(param_groups),
+            "modulator": {k: v.detach().clone() for k, v in self.modulator.state_dict().items()},
+            "raw_log_variances": self.weighting.raw_log_variances.detach().clone(),
+            "meta_optimizer": self.optimizer.state_dict(),
+            "steps": self.steps,
+            "last_meta_step": self.last_meta_step,
+            "applied": self.applied.clone(),
+            "skipped": self.skipped.clone(),
+        }
+        if self.features is not None:
+            state["held_features"] = self.features.clone()
+        if self.modulation is not None:
+            state["modulation"] = [factor.clone() for factor in self.modulation]
+        if self.last is not None:
+            features, rates, decays, moved = self.last
+            state["last_step"] = [features.clone(), rates.clone(), decays.clone(), list(moved)]
+        return state
+
+    def check_state_dict(
+        self, state: Mapping[str, Any], param_groups: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Raise ``ValueError`` unless ``state`` fits; changes nothing."""
+        checkpoint.check_learned(
+            state,
+            groups=checkpoint.group_signature(param_groups),
+            features=[feature.name for feature in self.table],
+            modulator=self.modulator.state_dict(),
+        )
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a checked ``state``."""
+
+        def ours(tensor: Tensor) -> Tensor:
+            return tensor.detach().to(device=self.layout.device, dtype=self.layout.dtype, copy=True)
+
+        self.modulator.load_state_dict(state["modulator"])
+        with torch.no_grad():
+            self.weighting.raw_log_variances.copy_(state["raw_log_variances"])
+        self.optimizer.load_state_dict(state["meta_optimizer"], self.learned)
+        self.steps = state["steps"]
+        self.device_steps.fill_(self.steps)
+        self.last_meta_step = state["last_meta_step"]
+        self.applied.copy_(state["applied"])
+        self.skipped.copy_(state["skipped"])
+        self.features = self.modulation = self.last = None
+        if "held_features" in state:
+            self.features = ours(state["held_features"])
+        if "modulation" in state:
+            self.modulation = Modulation(*map(ours, state["modulation"]))
+        if "last_step" in state:
+            features, rates, decays, moved = state["last_step"]
+            self.last = LastStep(ours(features), ours(rates), ours(decays), tuple(moved))

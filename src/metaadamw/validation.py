@@ -1,0 +1,116 @@
+"""Bad input is refused where it is given: the checks of ``MetaAdamW`` and of every param group."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metaadamw.config import check_flag, check_number
+
+__all__ = ["check_dense_gradients", "check_flags", "check_hyperparameters", "check_param_group"]
+
+HYPERPARAMETERS = ("lr", "betas", "eps", "weight_decay")
+SHARED = ("maximize", "foreach", "fused", "capturable")
+DESCRIPTION = ("params", "param_names", "name", "layer_type", "depth_bucket", "depth", "is_bias")
+SCHEDULER = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr")
+"""Keys that torch's own schedulers keep in a group."""
+GROUP_KEYS = (*DESCRIPTION, *HYPERPARAMETERS, *SHARED, *SCHEDULER)
+
+
+def check_flags(
+    *,
+    maximize: Any,
+    foreach: Any,
+    fused: Any,
+    capturable: Any,
+    eps_inside_sqrt: Any,
+) -> None:
+    """Raise unless the choices of path are booleans that fit together."""
+    check_flag("maximize", maximize)
+    check_flag("capturable", capturable)
+    check_flag("eps_inside_sqrt", eps_inside_sqrt)
+    for name, choice in (("foreach", foreach), ("fused", fused)):
+        if choice is not None:
+            check_flag(name, choice)
+    if foreach and fused:
+        raise ValueError("foreach and fused must not both be True")
+    if fused and eps_inside_sqrt:
+        raise ValueError("eps_inside_sqrt=True is not available with fused=True")
+
+
+def check_hyperparameters(group: Mapping[str, Any], where: str = "") -> None:
+    """Raise unless the hyperparameters that ``group`` has are in range."""
+    lr = group.get("lr")
+    if isinstance(lr, Tensor):
+        if lr.numel() != 1:
+            raise ValueError(
+                f"{where}lr must have one element if it is a tensor, got shape {tuple(lr.shape)}"
+            )
+        if lr.is_cpu:  # reading it elsewhere would stall the device
+            check_number(f"{where}lr", lr.item(), 0.0)
+    elif "lr" in group:
+        check_number(f"{where}lr", lr, 0.0)
+    if "betas" in group:
+        betas = group["betas"]
+        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+            raise ValueError(f"{where}betas must be a pair of numbers in [0, 1), got {betas!r}")
+        for i, beta in enumerate(betas):
+            check_number(f"{where}betas[{i}]", beta, 0.0, 1.0, open_high=True)
+    for name in ("eps", "weight_decay"):
+        if name in group:
+            check_number(f"{where}{name}", group[name], 0.0)
+
+
+def check_param_group(
+    group: Mapping[str, Any], defaults: Mapping[str, Any], index: int, taken_names: set[str]
+) -> None:
+    """Raise unless ``group`` can become the param group number ``index``; changes nothing."""
+    where = f"param_groups[{index}]."
+    if "params" not in group:
+        raise ValueError(f"{where}params is missing; every param group needs it")
+    for key in group:
+        if key not in GROUP_KEYS:
+            close = difflib.get_close_matches(str(key), GROUP_KEYS, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"{where}{key} is unknown; allowed are {', '.join(GROUP_KEYS)}{hint}")
+    for key in SHARED:
+        if key in group and group[key] != defaults[key]:
+            raise ValueError(
+                f"{where}{key} must be {defaults[key]!r} as for the whole optimizer, "
+                f"got {group[key]!r}"
+            )
+    if group.get("name") in taken_names:
+        raise ValueError(f"{where}name must be unique, got {group['name']!r} a second time")
+    check_hyperparameters(group, where)
+    params = group["params"]
+    for entry in params if isinstance(params, (list, tuple)) else [params]:
+        param = entry[1] if isinstance(entry, tuple) and len(entry) == 2 else entry
+        if isinstance(param, Tensor):  # for anything else the base class has an error of its own
+            _check_param(param, where, defaults)
+
+
+def _check_param(param: Tensor, where: str, defaults: Mapping[str, Any]) -> None:
+    if param.layout != torch.strided:
+        raise ValueError(f"{where}params must be dense, got one with layout {param.layout}")
+    if not (param.is_floating_point() or param.is_complex()):
+        raise ValueError(
+            f"{where}params must be floating point or complex, got one of dtype {param.dtype}"
+        )
+    if defaults["fused"] and param.is_complex():
+        raise ValueError(
+            f"{where}params must be real with fused=True, got one of dtype {param.dtype}"
+        )
+
+
+def check_dense_gradients(params: list[Tensor]) -> None:
+    """Raise ``ValueError`` for a sparse gradient."""
+    for param in params:
+        if param.grad is not None and param.grad.layout != torch.strided:
+            raise ValueError(
+                f"gradients must be dense, got one with layout {param.grad.layout} for a parameter "
+                f"of shape {tuple(param.shape)}; construct nn.Embedding with sparse=False"
+            )
