@@ -1,4 +1,4 @@
-"""AdamW whose learning rate and weight decay are modulated per param group by a small Transformer that learns as you train."""
+"""AdamW with learning rate and weight decay modulated per param group by a small Transformer."""
 
 from metaadamw.config import MetaConfig, ModulatorConfig, paper_preset
 from metaadamw.groups import fine_grained_groups, group_table

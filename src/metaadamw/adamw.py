@@ -1,14 +1,14 @@
 r"""Eqs. 1–4 as functions of tensors: plain (the truth), foreach and fused.
 
-Each takes the tensors of one group and two numbers, ``lr`` = :math:`\eta\alpha_g` and ``weight_decay`` =
-:math:`\beta_g\lambda`, and updates parameters, moments and step counters in place. With :math:`\alpha_g = \beta_g = 1` each
-is bit-identical to the path of ``torch.optim.AdamW`` of the same name. The two numbers are floats, or 0-d tensors on the
-parameters' device: then nothing is read back to the host.
+Each takes the tensors of one group and two numbers, ``lr`` = :math:`\eta\alpha_g` and
+``weight_decay`` =
+:math:`\beta_g\lambda`, and updates parameters, moments and step counters in place. With
+:math:`\alpha_g = \beta_g = 1` each is bit-identical to the path of ``torch.optim.AdamW`` of the
+same name. The two numbers are floats, or 0-d tensors on the parameters' device: then nothing is
+read back to the host.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -38,7 +38,12 @@ def update_direction(
     eps: float,
     eps_inside_sqrt: bool,
 ) -> Tensor:
-    r"""Eqs. 3–4 without decay: :math:`\hat u = \hat m / (\sqrt{\hat v} + \epsilon)`, or the printed :math:`\hat m / \sqrt{\hat v + \epsilon}`."""
+    r"""Eqs. 3–4 without decay: the direction :math:`\hat u`.
+
+    .. math:: \hat u = \hat m / (\sqrt{\hat v} + \epsilon)
+
+    or, as printed, :math:`\hat m / \sqrt{\hat v + \epsilon}`.
+    """
     exp_avg_hat = exp_avg / (1 - betas[0] ** step)
     exp_avg_sq_hat = exp_avg_sq / (1 - betas[1] ** step)
     if eps_inside_sqrt:
@@ -47,11 +52,11 @@ def update_direction(
 
 
 def adamw_plain(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    exp_avgs: Sequence[Tensor],
-    exp_avg_sqs: Sequence[Tensor],
-    steps: Sequence[Tensor],
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    steps: list[Tensor],
     *,
     lr: Number,
     weight_decay: Number,
@@ -62,8 +67,8 @@ def adamw_plain(
 ) -> None:
     r"""Eqs. 1–4, one tensor at a time.
 
-    .. math:: \theta_t = \theta_{t-1} - \eta\alpha_g\left(\frac{\hat m_t}{\sqrt{\hat v_t} + \epsilon}
-              + \beta_g\lambda\theta_{t-1}\right)
+    .. math:: \theta_t = \theta_{t-1} - \eta\alpha_g
+              \left(\frac{\hat m_t}{\sqrt{\hat v_t} + \epsilon} + \beta_g\lambda\theta_{t-1}\right)
 
     Args:
         params: parameters θ.
@@ -105,11 +110,11 @@ def adamw_plain(
 
 
 def adamw_foreach(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    exp_avgs: Sequence[Tensor],
-    exp_avg_sqs: Sequence[Tensor],
-    steps: Sequence[Tensor],
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    steps: list[Tensor],
     *,
     lr: Number,
     weight_decay: Number,
@@ -178,11 +183,11 @@ def adamw_foreach(
 
 
 def adamw_fused(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    exp_avgs: Sequence[Tensor],
-    exp_avg_sqs: Sequence[Tensor],
-    steps: Sequence[Tensor],
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    steps: list[Tensor],
     *,
     lr: Number,
     weight_decay: Number,
@@ -193,8 +198,8 @@ def adamw_fused(
 ) -> None:
     """Eqs. 1–4 in one kernel of torch; arguments as ``adamw_plain``.
 
-    The kernel takes a tensor as learning rate but only a float as weight decay, so a decay that lives on the device is
-    applied in a pass of its own.
+    The kernel takes a tensor as learning rate but only a float as weight decay, so a decay that
+    lives on the device is applied in a pass of its own.
 
     Raises:
         ValueError: ``eps_inside_sqrt``, which the kernel does not know.
@@ -238,7 +243,7 @@ def adamw(
     eps_inside_sqrt: bool = False,
     capturable: bool = False,
 ) -> None:
-    """Eqs. 1–4 for the tensors of one group that have a gradient, by one of the paths.
+    r"""Eqs. 1–4 for the tensors of one group that have a gradient, by one of the paths.
 
     Tensors of one device and precision go together. Half-precision parameters are updated in the
     precision of their moments, float32, and rounded once.
@@ -246,8 +251,8 @@ def adamw(
     Args:
         token: the group's tensors.
         path: "plain", "foreach" or "fused".
-        lr: :math:`\\eta\\alpha_g`.
-        weight_decay: :math:`\\beta_g\\lambda`.
+        lr: :math:`\eta\alpha_g`.
+        weight_decay: :math:`\beta_g\lambda`.
         eps_inside_sqrt: the printed form of Eq. 4.
         capturable: keep the step counters on the device.
     """

@@ -1,4 +1,4 @@
-"""Versioned checkpoints of plain tensors: what is saved, what is checked before anything is taken over."""
+"""Versioned checkpoints of plain tensors, checked before anything is taken over."""
 
 from __future__ import annotations
 
@@ -10,81 +10,130 @@ import torch
 from torch import Tensor
 
 from metaadamw.tokens import moment_dtype
+from metaadamw.validation import check_hyperparameters
 
-__all__ = ["VERSION", "adapt_param_groups", "check_learned", "group_signature", "restore_moments"]
+__all__ = ["adapt_param_groups", "check_fits", "group_signature", "restore_moments"]
 
 VERSION = 1
 KEY = "metaadamw"
 """The learned part's key in ``state_dict()``."""
 
+MOMENTS = ("exp_avg", "exp_avg_sq")
+_OWN_KEYS = (  # what this optimizer decides, whatever the checkpoint says
+    *("name", "layer_type", "depth_bucket", "depth", "is_bias", "param_names"),
+    *("foreach", "fused", "capturable", "maximize"),
+)
+_FOREIGN_KEYS = ("amsgrad", "differentiable", "decoupled_weight_decay")  # of torch.optim.AdamW
+
 
 def group_signature(param_groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Name and size of every group: two groupings with the same signature are interchangeable."""
+    """Name and shapes of every group: groupings with the same signature are interchangeable."""
     return [
-        {
-            "name": str(group["name"]),
-            "shapes": [list(p.shape) for p in group["params"]],
-        }
+        {"name": str(group["name"]), "shapes": [list(p.shape) for p in group["params"]]}
         for group in param_groups
     ]
 
 
-def check_learned(
-    saved: Mapping[str, Any],
-    *,
-    groups: list[dict[str, Any]],
-    features: list[str],
-    modulator: Mapping[str, Tensor],
-) -> None:
-    """Raise ``ValueError`` unless the learned part ``saved`` fits this optimizer; changes nothing."""
-    version = saved.get("version")
-    if version != VERSION:
+def check_fits(saved: Any, own: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` unless the learned part ``saved`` fits; changes nothing.
+
+    Args:
+        saved: what a checkpoint holds.
+        own: the learned part of the optimizer that is to take it over.
+    """
+    if not isinstance(saved, Mapping) or saved.get("version") != VERSION:
+        got = saved.get("version") if isinstance(saved, Mapping) else type(saved).__name__
         raise ValueError(
-            f"state_dict[{KEY!r}]['version'] must be {VERSION}, got {version!r}: written by another version of metaadamw"
+            f"state_dict[{KEY!r}] must be the learned part of metaadamw, version {VERSION}, "
+            f"got {got!r}"
         )
-    if saved["features"] != features:
-        raise ValueError(
-            f"checkpoint has the features {saved['features']}, this optimizer {features}: construct it with the same ModulatorConfig"
-        )
-    if saved["groups"] != groups:
-        ours, theirs = [g["name"] for g in groups], [g["name"] for g in saved["groups"]]
-        detail = (
-            f"groups {theirs}, this optimizer {ours}"
-            if ours != theirs
-            else "other parameter shapes in the same groups"
-        )
-        raise ValueError(f"checkpoint has another grouping: {detail}")
-    ours_shapes = {name: tuple(t.shape) for name, t in modulator.items()}
-    theirs_shapes = {name: tuple(t.shape) for name, t in saved["modulator"].items()}
-    if ours_shapes != theirs_shapes:
-        differing = sorted(
-            n
-            for n in ours_shapes.keys() | theirs_shapes.keys()
-            if ours_shapes.get(n) != theirs_shapes.get(n)
-        )
-        name = differing[0]
-        raise ValueError(
-            f"checkpoint has another modulator: {name} has shape {theirs_shapes.get(name)}, here {ours_shapes.get(name)}; "
-            "construct the optimizer with the same ModulatorConfig"
-        )
+    missing = [key for key in own if key not in saved and key not in _OPTIONAL]
+    if missing:
+        raise ValueError(f"state_dict[{KEY!r}] must have the key {missing[0]!r}")
+    for key, what in (("features", "features"), ("architecture", "modulator")):
+        if saved[key] != own[key]:
+            raise ValueError(
+                f"checkpoint has the {what} {saved[key]}, this optimizer {own[key]}: construct it "
+                "with the same ModulatorConfig"
+            )
+    _check_groups(saved["groups"], own["groups"])
+    for key in ("modulator", "raw_log_variances", "applied", "skipped"):
+        _check_like(key, saved[key], own[key])
+    for key in ("steps", "last_meta_step"):
+        if not isinstance(saved[key], int) or saved[key] < 0:
+            raise ValueError(f"state_dict[{KEY!r}][{key!r}] must be a count, got {saved[key]!r}")
+    _check_meta_optimizer(saved, own)
+    groups, columns = len(own["groups"]), len(own["features"])
+    tensors = sum(len(group["shapes"]) for group in own["groups"])
+    row, matrix = torch.empty(groups), torch.empty(groups, columns)
+    if "held_features" in saved:
+        _check_like("held_features", saved["held_features"], matrix)
+    if "modulation" in saved:
+        _check_like("modulation", saved["modulation"], [row] * 4)
+    if "last_step" in saved:
+        _check_like("last_step", saved["last_step"], [matrix, row, row, [True] * tensors])
+
+
+_OPTIONAL = ("held_features", "modulation", "last_step")
+
+
+def _check_groups(saved: Any, own: list[dict[str, Any]]) -> None:
+    if saved == own:
+        return
+    try:
+        names = [group["name"] for group in saved]
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"state_dict[{KEY!r}]['groups'] cannot be read: {saved!r}") from error
+    ours = [group["name"] for group in own]
+    detail = f"groups {names}, this optimizer {ours}" if names != ours else "other parameter shapes"
+    raise ValueError(f"checkpoint has another grouping: {detail}")
+
+
+def _check_like(where: str, saved: Any, own: Any) -> None:
+    """Raise ``ValueError`` unless ``saved`` is built like ``own``: same keys, lengths, shapes."""
+    if isinstance(own, Tensor):
+        if not isinstance(saved, Tensor) or saved.shape != own.shape:
+            got = tuple(saved.shape) if isinstance(saved, Tensor) else type(saved).__name__
+            raise ValueError(
+                f"checkpoint: {where} must be a tensor of shape {tuple(own.shape)}, got {got}"
+            )
+    elif isinstance(own, Mapping):
+        if not isinstance(saved, Mapping) or saved.keys() != own.keys():
+            keys = sorted(saved) if isinstance(saved, Mapping) else type(saved).__name__
+            raise ValueError(f"checkpoint: {where} must have the keys {sorted(own)}, got {keys}")
+        for key in own:
+            _check_like(f"{where}.{key}", saved[key], own[key])
+    elif isinstance(own, list):
+        if not isinstance(saved, (list, tuple)) or len(saved) != len(own):
+            raise ValueError(f"checkpoint: {where} must have {len(own)} entries, got {saved!r}")
+        for i, (theirs, ours) in enumerate(zip(saved, own, strict=True)):
+            _check_like(f"{where}[{i}]", theirs, ours)
+
+
+def _check_meta_optimizer(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    state = saved["meta_optimizer"]
+    if state == {}:  # SGD, or Adam before its first step
+        return
+    shapes = [*own["modulator"].values(), own["raw_log_variances"]]
+    moments = [t for t in shapes if t.is_floating_point()]
+    count = torch.empty(())
+    _check_like("meta_optimizer", state, {"step": count, "exp_avg": moments, "exp_avg_sq": moments})
 
 
 def adapt_param_groups(
-    state_dict: Mapping[str, Any], param_groups: Sequence[Mapping[str, Any]]
+    state_dict: Any, param_groups: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """A state dict of this optimizer or of ``torch.optim.AdamW``, with the groups that this optimizer has.
+    """A state dict of ``MetaAdamW`` or ``torch.optim.AdamW``, in the groups of this optimizer.
 
-    Saved hyperparameters win; our own keys (name, layer type, …) stay. An AdamW checkpoint in other groups is regrouped by
-    parameter names where both sides have them.
+    Saved hyperparameters win; our own keys (name, layer type, …) stay. An AdamW checkpoint in other
+    groups is regrouped by parameter names where both sides have them.
 
     Raises:
-        ValueError: the groups do not fit.
+        ValueError: the groups or the state do not fit.
     """
-    for key in ("state", "param_groups"):
-        if key not in state_dict:
-            raise ValueError(
-                f"state_dict must have the key {key!r}, got {sorted(map(str, state_dict))}"
-            )
+    if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= state_dict.keys():
+        got = sorted(map(str, state_dict)) if isinstance(state_dict, Mapping) else state_dict
+        raise ValueError(f"state_dict must have the keys 'state' and 'param_groups', got {got!r}")
     saved_groups = state_dict["param_groups"]
     if any(g.get("amsgrad") for g in saved_groups):
         raise ValueError("state_dict has amsgrad=True, which MetaAdamW does not know")
@@ -99,33 +148,27 @@ def adapt_param_groups(
         groups = _regrouped(param_groups, saved_groups)
     else:
         raise ValueError(
-            f"state_dict has param groups of {saved_sizes} parameters, this optimizer of {sizes}; only a torch.optim.AdamW checkpoint "
-            "with param_names (named_parameters()) can be regrouped"
+            f"state_dict has param groups of {saved_sizes} parameters, this optimizer of {sizes}; "
+            "only a torch.optim.AdamW checkpoint with param_names (named_parameters()) can be "
+            "regrouped"
         )
-    _check_shapes(state_dict["state"], groups, param_groups)
+    for i, group in enumerate(groups):
+        try:
+            check_hyperparameters(group, f"state_dict['param_groups'][{i}].")
+        except TypeError as error:
+            raise ValueError(str(error)) from error
+    _check_moments(state_dict["state"], groups, param_groups)
     return {"state": state_dict["state"], "param_groups": groups}
 
 
 def _merged(
     own: Mapping[str, Any], saved: Mapping[str, Any], params: Sequence[int]
 ) -> dict[str, Any]:
-    """Our keys, the saved hyperparameters; the choice of path is this optimizer's own."""
-    kept = {
-        "name",
-        "layer_type",
-        "depth_bucket",
-        "depth",
-        "is_bias",
-        "param_names",
-        "foreach",
-        "fused",
-        "capturable",
-        "maximize",
-    }
-    foreign = {"amsgrad", "differentiable", "decoupled_weight_decay"}
     merged = {k: v for k, v in own.items() if k != "params"}
     merged |= {
-        k: v for k, v in saved.items() if k not in foreign and not (k in kept and k in merged)
+        k: v
+        for k, v in saved.items()
+        if k not in _FOREIGN_KEYS and not (k in _OWN_KEYS and k in merged)
     }
     return {**merged, "params": list(params)}
 
@@ -142,55 +185,61 @@ def _regrouped(
     for own in param_groups:
         missing = [n for n in own["param_names"] if n not in where]
         if missing:
-            raise ValueError(
-                f"state_dict has no parameter {missing[0]!r} (of group {own['name']!r})"
-            )
+            raise ValueError(f"state_dict has no parameter {missing[0]!r}, of {own['name']!r}")
         sources = {id(where[n][1]): where[n][1] for n in own["param_names"]}
-        if len(sources) > 1:
+        if len(sources) != 1:
             raise ValueError(
-                f"group {own['name']!r} would take parameters from {len(sources)} saved param groups with hyperparameters of their own; "
-                "give those groups to fine_grained_groups(model, param_groups)"
+                f"group {own['name']!r} would take parameters from {len(sources)} saved groups, "
+                "each with hyperparameters of its own; give those groups to "
+                "fine_grained_groups(model, param_groups)"
             )
         (source,) = sources.values()
         groups.append(_merged(own, source, [where[n][0] for n in own["param_names"]]))
     return groups
 
 
-def _check_shapes(
+def _check_moments(
     state: Mapping[Any, Any],
     groups: Sequence[Mapping[str, Any]],
     param_groups: Sequence[Mapping[str, Any]],
 ) -> None:
     for group, own in zip(groups, param_groups, strict=True):
         for index, param in zip(group["params"], own["params"], strict=True):
-            for key in ("exp_avg", "exp_avg_sq"):
-                value = state.get(index, {}).get(key)
-                if value is not None and value.shape != param.shape:
-                    raise ValueError(
-                        f"state_dict[{key!r}] of a parameter of group {own['name']!r} has shape {tuple(value.shape)}, "
-                        f"the parameter {tuple(param.shape)}"
-                    )
+            entry = state.get(index)
+            if not entry:
+                continue
+            where = f"state of a parameter of group {own['name']!r}"
+            missing = [key for key in ("step", *MOMENTS) if key not in entry]
+            if missing:
+                raise ValueError(f"{where} must have {missing[0]!r}, got only {sorted(entry)}")
+            for key in MOMENTS:
+                _check_like(f"{where}: {key}", entry[key], param)
 
 
 def restore_moments(
     state: Mapping[Tensor, dict[str, Any]], saved: Mapping[str, Any], params: Sequence[Tensor]
 ) -> None:
-    """Moments from ``saved`` in their own precision: the base class casts them to the parameter's, and shares memory."""
+    """Moments from ``saved`` in their own precision.
+
+    The base class casts them to that of the parameter, and shares memory with the checkpoint.
+    """
     indices = [index for group in saved["param_groups"] for index in group["params"]]
     for index, param in zip(indices, params, strict=True):
         entry = saved["state"].get(index)
         if not entry:
             continue
-        for key in ("exp_avg", "exp_avg_sq"):
+        for key in MOMENTS:
             value = entry[key].to(device=param.device, dtype=moment_dtype(param), copy=True)
             state[param][key] = value
-        state[param]["step"] = torch.as_tensor(state[param]["step"], dtype=torch.float32).clone()
+        step = torch.as_tensor(state[param]["step"], dtype=torch.float32)
+        state[param]["step"] = step.clone()
 
 
 def warn_without_learned_part() -> None:
     """Say aloud that a checkpoint brought moments but no modulator."""
     warnings.warn(
-        "this checkpoint has no learned part (state_dict()['metaadamw']): the moments are restored, the modulator stays as it is. That is "
-        "right for a torch.optim.AdamW checkpoint; after distributed checkpointing call load_meta_state_dict() as well",
+        "this checkpoint has no learned part (state_dict()['metaadamw']): the moments are "
+        "restored, the modulator stays as it is. That is right for a torch.optim.AdamW "
+        "checkpoint; after distributed checkpointing call load_meta_state_dict() as well",
         stacklevel=3,
     )

@@ -1,4 +1,4 @@
-"""What can be chosen: frozen, self-validating configurations and the paper's presets (Tables 1 and 4)."""
+"""What can be chosen: self-validating configurations, and the paper's presets (Tables 1 and 4)."""
 
 from __future__ import annotations
 
@@ -84,18 +84,20 @@ class ModulatorConfig:
     r"""The modulator :math:`\Phi` of Sec. 3.4 and the features it reads (Sec. 3.3).
 
     Args:
-        features: the feature set, a name in ``metaadamw.features.FEATURE_TABLES``: "basic" (paper), "basic_plus",
-            "enhanced", "norm_basic", "norm_basic_plus", "scale_free" (ours), or "basic_plus_as_run" (the columns behind
-            the authors' "basic_plus" numbers).
+        features: the feature set, a name in ``metaadamw.features.FEATURE_TABLES``: "basic" (paper),
+            "basic_plus", "enhanced", "norm_basic", "norm_basic_plus", "scale_free" (ours), or
+            "basic_plus_as_run" (the columns behind the authors' "basic_plus" numbers).
         second_moment_norm: add the norm of ``exp_avg_sq`` to the features.
         time_step: add the time step.
-        feature_gating: multiply each column with a learned gate, regularised by ``MetaConfig.gate_sparsity``.
+        feature_gating: multiply each column with a learned gate, regularised by
+            ``MetaConfig.gate_sparsity``.
         layers: encoder layers L, at least 1.
         heads: attention heads H; the features are zero-padded to a multiple of it.
         hidden_dim: width of the feed-forward part of a layer.
         alpha_range: Eq. 7, α lies in 1 ± alpha_range / 2; from 0 (α is 1) to 2.
         beta_range: Eq. 8, likewise for β.
-        init: "identity" (output layer zero: α = β = 1 until something was learned) or "xavier" (paper).
+        init: "identity" (output layer zero: α = β = 1 until something was learned) or "xavier"
+            (paper).
         update_every: steps between two refreshes of α and β; they are held in between.
 
     Raises:
@@ -136,25 +138,30 @@ class MetaConfig:
     r"""How the modulator learns (Sec. 3.5).
 
     Args:
-        mode: "lookahead" (Algorithm 2, the user calls ``update_attention``), "online" (the free hypergradient, learns
-            inside ``step()``) or "off" (a frozen modulator).
-        objective: "combined" (Eq. 13), or one term alone: "gradient_alignment" (Eq. 10), "loss_decrease" (Eq. 11),
-            "generalization_gap" (Eq. 12).
+        mode: "lookahead" (Algorithm 2, the user calls ``update_attention``), "online" (the free
+            hypergradient, learns inside ``step()``) or "off" (a frozen modulator).
+        objective: "combined" (Eq. 13), or one term alone: "gradient_alignment" (Eq. 10),
+            "loss_decrease" (Eq. 11), "generalization_gap" (Eq. 12).
         priorities: :math:`p_i > 0` of Eq. 13, in the order of the three terms.
         weighting: "uncertainty" (Eq. 13) or "fixed".
         fixed_weights: weights of the three terms under "fixed".
         every: :math:`K_{meta}`, steps between two meta-updates.
         warmup_steps: training steps before the first one.
-        optimizer: what moves the modulator; "sgd" (paper) or "adam". None: "adam" in mode "online", else "sgd".
+        optimizer: what moves the modulator; "sgd" (paper) or "adam". None: "adam" in mode "online",
+            else "sgd".
         lr: its learning rate :math:`\eta_{meta}`. None: 1e-3 for "adam", 1e-4 for "sgd".
-        weight_decay: coefficient of :math:`\sum \lVert W \rVert_2` (not squared) over encoder tensors and output weight.
-        hvp: product of Hessian and vector for Eq. 10: "exact", "finite_difference", or "auto" (exact where it exists).
-        gap_at: Eq. 12 at "theta" (as printed: no gradient reaches the modulator) or at "theta_prime".
-        log_variance_bound: the log-variances s of Eq. 13 stay within (-bound, bound), which bounds the objective below;
-            None: the published, unbounded form.
-        gate_sparsity: coefficient of :math:`\sum |gate\ logit|`; None: the same as ``weight_decay``.
-        as_run: departures of the authors' code from their paper to repeat on purpose, any of "detached_beta",
-            "stored_moments", "frozen_gates", "bias_corrected_decay".
+        weight_decay: coefficient of :math:`\sum \lVert W \rVert_2` (not squared) over encoder
+            tensors and output weight.
+        hvp: product of Hessian and vector for Eq. 10: "exact", "finite_difference", or "auto"
+            (exact where it exists).
+        gap_at: Eq. 12 at "theta" (as printed: no gradient reaches the modulator) or at
+            "theta_prime".
+        log_variance_bound: the log-variances s of Eq. 13 stay within (-bound, bound), which bounds
+            the objective below; None: the published, unbounded form.
+        gate_sparsity: coefficient of :math:`\sum |gate\ logit|`; None: the same as
+            ``weight_decay``.
+        as_run: departures of the authors' code from their paper to repeat on purpose, any of
+            "detached_beta", "stored_moments", "frozen_gates", "bias_corrected_decay".
 
     Raises:
         ValueError: a value out of range.
@@ -215,8 +222,8 @@ class MetaConfig:
             check_choice("as_run", name, AS_RUN)
         if self.objective == "generalization_gap" and self.gap_at == "theta":
             warnings.warn(
-                "objective='generalization_gap' with gap_at='theta' (Eq. 12 as printed) does not depend on the modulator and "
-                "trains nothing; gap_at='theta_prime' does",
+                "objective='generalization_gap' with gap_at='theta' (Eq. 12 as printed) does not "
+                "depend on the modulator and trains nothing; gap_at='theta_prime' does",
                 stacklevel=3,
             )
         # Lists are welcome as arguments; tuples keep the configuration hashable.
@@ -257,14 +264,15 @@ _TABLE_4: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 def paper_preset(task: str, *, as_run: bool = False) -> tuple[ModulatorConfig, MetaConfig]:
     r"""The modulator and meta-learning configuration of a task of the paper (Tables 1 and 4).
 
-    The base optimizer of every task is ``lr=5e-4, betas=(0.9, 0.999), weight_decay=1e-2`` (Table 1). The warm-up of one
-    epoch is given in steps of the paper's batch size.
+    The base optimizer of every task is ``lr=5e-4, betas=(0.9, 0.999), weight_decay=1e-2`` (Table
+    1). The warm-up of one epoch is given in steps of the paper's batch size.
 
     Args:
         task: "etth1", "wikitext2", "multi30k", "cifar10" or "imdb".
-        as_run: also repeat what the authors' code does differently from their paper: β without a meta-gradient, the
-            look-ahead from the stored moments, gates that never learn, weight decay divided by :math:`1-\beta_1^t`, the
-            published unbounded Eq. 13, and for IMDB the columns that their "basic_plus" really had.
+        as_run: also repeat what the authors' code does differently from their paper: β without a
+            meta-gradient, the look-ahead from the stored moments, gates that never learn, weight
+            decay divided by :math:`1-\beta_1^t`, the published unbounded Eq. 13, and for IMDB the
+            columns that their "basic_plus" really had.
 
     Returns:
         The two configurations, to be given to ``MetaAdamW(..., modulator=, meta=)``.

@@ -27,8 +27,8 @@ def twice_differentiable() -> Iterator[None]:
 class Evaluation:
     """``loss_fn`` on the model as its parameters stand, with a random stream for each batch.
 
-    Two evaluations of one batch see the same random numbers (dropout masks), so their difference is the parameters' doing;
-    different batches see different ones.
+    Two evaluations of one batch see the same random numbers (dropout masks), so their difference is
+    the parameters' doing; different batches see different ones.
 
     Args:
         model: the model.
@@ -66,24 +66,35 @@ class Evaluation:
     def gradient(
         self, name: str, batch: Any, *, create_graph: bool = False
     ) -> tuple[Tensor, list[Tensor | None]]:
-        """The loss, and its gradient with respect to every parameter (None where it does not depend on one).
+        """The loss and its gradient, None for a parameter that it does not depend on.
 
         Raises:
-            ValueError: the loss is not a scalar, has no graph, or depends on none of the optimizer's parameters.
+            ValueError: the loss is not a scalar, has no graph, or depends on none of the
+                optimizer's parameters.
         """
         with torch.enable_grad():
             loss = self._loss(name, batch)
             if not loss.requires_grad:
                 raise ValueError(
-                    f"loss_fn must return a loss with a graph, got a detached one for {name}; do not use .detach(), .item() or "
-                    "torch.no_grad() in it"
+                    f"loss_fn must return a loss with a graph, got a detached one for {name}; "
+                    "do not use .detach(), .item() or torch.no_grad() in it"
                 )
-            grads = torch.autograd.grad(
-                loss, self.params, create_graph=create_graph, allow_unused=True
+            # A frozen parameter is one without a gradient.
+            trained = [p for p in self.params if p.requires_grad]
+            found = iter(
+                torch.autograd.grad(loss, trained, create_graph=create_graph, allow_unused=True)
+                if trained
+                else ()
+            )
+        grads = [next(found) if p.requires_grad else None for p in self.params]
+        if any(g is not None and g.layout != torch.strided for g in grads):
+            raise ValueError(
+                f"gradients must be dense, got a sparse one for {name}; construct nn.Embedding "
+                "with sparse=False"
             )
         if all(g is None for g in grads):
             raise ValueError(
-                f"loss_fn must depend on the optimizer's parameters, got a loss for {name} that depends on none of them; is model "
-                "the one whose parameters the optimizer was given?"
+                f"loss_fn must depend on the optimizer's parameters, got a loss for {name} that "
+                "depends on none of them; is model the one whose parameters the optimizer has?"
             )
-        return loss.detach(), list(grads)
+        return loss.detach(), grads

@@ -1,14 +1,14 @@
 r"""Sec. 3.3: statistics of the groups as a feature matrix F, shape [G, F].
 
-``FEATURE_TABLES`` declares every feature set: the columns, their order, formula, and whether they are standardised across
-groups. The length of a (filtered) table *is* the feature dimension. The statistics are taken with the new gradient
-and with the moments and parameters before the step.
+``FEATURE_TABLES`` declares every feature set: the columns, their order, formula, and whether they
+are standardised across groups. The length of a (filtered) table *is* the feature dimension. The
+statistics are taken with the new gradient and with the moments and parameters before the step.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,9 +32,10 @@ class Feature:
     Args:
         name: the column's name.
         formula: what it is, for readers.
-        statistic: the statistic it is made of; a name of ``tensor_statistics``, ``Layout`` or "time_step".
-        reduction: how the per-tensor values of a group become one: "mean", "std", "var", "share" (sum over number of
-            entries), "log_rms", or "none" for what is per group already.
+        statistic: the statistic it is made of; a name of ``tensor_statistics``, ``Layout`` or
+            "time_step".
+        reduction: how the per-tensor values of a group become one: "mean", "std", "var", "share"
+            (sum over number of entries), "log_rms", or "none" for what is per group already.
         standardise: whether the column is standardised across groups.
         option: the ``ModulatorConfig`` flag that switches it on, if any.
     """
@@ -139,7 +140,7 @@ class Layout:
     """
 
     def __init__(
-        self, param_groups: Sequence[dict[str, Any]], device: torch.device, dtype: torch.dtype
+        self, param_groups: Sequence[Mapping[str, Any]], device: torch.device, dtype: torch.dtype
     ) -> None:
         counts = [len(group["params"]) for group in param_groups]
         group_of = list(itertools.chain.from_iterable([g] * n for g, n in enumerate(counts)))
@@ -178,7 +179,7 @@ class Layout:
     def _column(self, values: list[float]) -> Tensor:
         return torch.tensor(values, dtype=self.dtype, device=self.device)
 
-    def fits(self, param_groups: Sequence[dict[str, Any]]) -> bool:
+    def fits(self, param_groups: Sequence[Mapping[str, Any]]) -> bool:
         """Whether the param groups still hold the tensors this layout was made for."""
         return self.param_ids == tuple(id(p) for group in param_groups for p in group["params"])
 
@@ -277,10 +278,11 @@ def _reduce(feature: Feature, values: Tensor, layout: Layout) -> Tensor:
 
 
 def standardise(columns: Tensor) -> Tensor:
-    """Each column of [G, n] minus its mean over its population standard deviation; 0 for a column without spread."""
+    """Each column of [G, n] with mean 0 and population deviation 1; 0 if it has no spread."""
     centred = columns - columns.mean(0)
     spread = centred.square().mean(0).sqrt()
-    # Below rounding error of the column's own size, spread is noise (always so with a single group).
+    # Below rounding error of the column's own size, spread is noise (always so with a single
+    # group).
     floor = 16 * torch.finfo(columns.dtype).eps * columns.abs().amax(0)
     return torch.where(
         spread > floor, centred / spread.clamp_min(torch.finfo(columns.dtype).tiny), 0.0
@@ -303,8 +305,8 @@ def group_features(
 ) -> Tensor:
     r"""The feature matrix :math:`F = [f_1; …; f_G]` (Sec. 3.3), shape [G, F].
 
-    A missing gradient counts as a zero gradient, missing moments as zero. Finite wherever the gradients, moments and
-    parameters are.
+    A missing gradient counts as a zero gradient, missing moments as zero. Finite wherever the
+    gradients, moments and parameters are.
 
     Args:
         tokens: the groups' tensors.

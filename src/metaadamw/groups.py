@@ -1,13 +1,13 @@
 """Sec. 3.2: a model's parameters as standard PyTorch param groups, one token each.
 
-A parameter's group is (layer type, depth bucket, is bias); the type comes from the parameter's name first and from the
-class of its module second.
+A parameter's group is (layer type, depth bucket, is bias); the type comes from the parameter's name
+first and from the class of its module second.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -68,7 +68,7 @@ def is_bias(name: str, param: Tensor) -> bool:
 
 
 def normalized_depths(names: Iterable[str], *, extended: bool = True) -> list[float | None]:
-    """Depth of each named parameter in [0, 1]: its number over the largest one; None where the name has no number."""
+    """Depth of each parameter in [0, 1]: the number in its name over the largest; None without."""
     numbers = [_depth_number(name, extended) for name in names]
     largest = max((n for n in numbers if n is not None), default=0)
     return [None if n is None else n / max(largest, 1) for n in numbers]
@@ -88,27 +88,29 @@ def fine_grained_groups(
 ) -> list[dict[str, Any]]:
     """Split a model's trainable parameters by layer type, depth bucket and bias (Sec. 3.2).
 
-    Tied weights appear once, frozen ones are left out. The result is a list of ordinary param groups with the keys
-    ``params, param_names, name, layer_type, depth_bucket, depth, is_bias``.
+    Tied weights appear once, frozen ones are left out. The result is a list of ordinary param
+    groups with the keys ``params, param_names, name, layer_type, depth_bucket, depth, is_bias``.
 
     Args:
         model: the model.
-        param_groups: groups of the user's own (decay / no decay, say) over parameters of this model; each is split on
-            its own and its hyperparameters are kept. Parameters in none of them are left out. None: all trainable ones.
-        kinds: "extended" also tells convolution, recurrent and batch norm from "other" and reads a number at the start
-            of a name (``nn.Sequential``) as depth; "paper" has the paper's five layer types.
+        param_groups: groups of the user's own (decay / no decay, say) over parameters of this
+            model; each is split on its own and its hyperparameters are kept. Parameters in none of
+            them are left out. None: all trainable ones.
+        kinds: "extended" also tells convolution, recurrent and batch norm from "other" and reads a
+            number at the start of a name (``nn.Sequential``) as depth; "paper" has the paper's five
+            layer types.
 
     Returns:
         The groups, in the order in which their first parameter appears.
 
     Raises:
-        ValueError: no trainable parameter; a given parameter is not the model's, or is in two groups.
+        ValueError: no trainable parameter; a given parameter is not the model's, or is in two
+            groups.
 
     Example:
         >>> model = nn.Sequential(nn.Embedding(10, 4), nn.LayerNorm(4), nn.Linear(4, 2))
-        >>> [group["name"] for group in fine_grained_groups(model)]  # doctest: +NORMALIZE_WHITESPACE
-        ['embedding.shallow.weight', 'layer_norm.middle.bias', 'feed_forward.deep.weight',
-         'feed_forward.deep.bias']
+        >>> [group["name"] for group in fine_grained_groups(model)[:2]]
+        ['embedding.shallow.weight', 'layer_norm.middle.bias']
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -125,11 +127,15 @@ def fine_grained_groups(
         )
     )
 
-    sources = (
-        [{"params": list(model.parameters())}]
-        if param_groups is None
-        else [dict(g) for g in param_groups]
-    )
+    sources: list[dict[str, Any]] = [{"params": list(model.parameters())}]
+    if param_groups is not None:
+        given = list(param_groups)
+        if not all(isinstance(group, Mapping) for group in given):
+            raise TypeError(
+                "param_groups must be dicts with the key 'params', got "
+                f"{type(next(g for g in given if not isinstance(g, Mapping))).__name__}"
+            )
+        sources = [dict(group) for group in given]
     groups: dict[tuple[int, str, str, bool], dict[str, Any]] = {}
     member_depths: dict[int, list[float]] = {}
     seen: set[int] = set()
@@ -143,11 +149,13 @@ def fine_grained_groups(
             param = entry[1] if isinstance(entry, tuple) else entry
             if id(param) not in named:
                 raise ValueError(
-                    f"param_groups[{index}] holds a tensor of shape {tuple(param.shape)} that is not a parameter of model"
+                    f"param_groups[{index}] holds a tensor of shape {tuple(param.shape)} that is "
+                    "not a parameter of model"
                 )
             if id(param) in seen:
                 raise ValueError(
-                    f"param_groups[{index}]: parameter {named[id(param)][0]!r} appears in more than one place"
+                    f"param_groups[{index}]: parameter {named[id(param)][0]!r} appears in more "
+                    "than one place"
                 )
             seen.add(id(param))
             name = named[id(param)][0]

@@ -1,4 +1,4 @@
-r"""What learns beside the model: modulator, log-variances and their optimizer, from features to α, β and back.
+r"""What learns beside the model: modulator, log-variances and the optimizer that moves them.
 
 ``MetaAdamW`` owns one ``Learner``; everything here is small, [G] or [G, F].
 """
@@ -66,6 +66,7 @@ class Learner:
             len(param_groups),
             config,
             embedding_dim=EMBEDDING_DIM.get(config.features, 0),
+            frozen_gates="frozen_gates" in meta.as_run,
             seed=seed,
             device=device,
             dtype=dtype,
@@ -91,19 +92,15 @@ class Learner:
     @property
     def gate_sparsity(self) -> float:
         """Coefficient of Σ|gate logit|."""
+        if "frozen_gates" in self.meta.as_run:
+            return 0.0
         sparsity = self.meta.gate_sparsity
         return self.meta.weight_decay if sparsity is None else sparsity
 
     @property
     def learned(self) -> list[Tensor]:
         """The tensors that the meta-optimizer moves."""
-        frozen = "frozen_gates" in self.meta.as_run
-        weights = [
-            p
-            for name, p in self.modulator.named_parameters()
-            if not (frozen and name == "gate_logits")
-        ]
-        return [*weights, *self.weighting.parameters()]
+        return [*self.modulator.parameters(), *self.weighting.parameters()]
 
     @property
     def due(self) -> bool:
@@ -239,6 +236,9 @@ class Learner:
         state: dict[str, Any] = {
             "version": checkpoint.VERSION,
             "features": [feature.name for feature in self.table],
+            "architecture": {
+                key: getattr(self.config, key) for key in ("heads", "alpha_range", "beta_range")
+            },
             "groups": checkpoint.group_signature(param_groups),
             "modulator": {k: v.detach().clone() for k, v in self.modulator.state_dict().items()},
             "raw_log_variances": self.weighting.raw_log_variances.detach().clone(),
@@ -256,17 +256,6 @@ class Learner:
             features, rates, decays, moved = self.last
             state["last_step"] = [features.clone(), rates.clone(), decays.clone(), list(moved)]
         return state
-
-    def check_state_dict(
-        self, state: Mapping[str, Any], param_groups: Sequence[Mapping[str, Any]]
-    ) -> None:
-        """Raise ``ValueError`` unless ``state`` fits; changes nothing."""
-        checkpoint.check_learned(
-            state,
-            groups=checkpoint.group_signature(param_groups),
-            features=[feature.name for feature in self.table],
-            modulator=self.modulator.state_dict(),
-        )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a checked ``state``."""

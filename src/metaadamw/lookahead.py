@@ -4,9 +4,11 @@ r"""Algorithm 2: the meta-gradient through one hypothetical step, without a grap
 :math:`d_g = \hat u_g + \beta_g\lambda\theta_g`
 
 .. math:: \partial\ell/\partial\alpha_g = -\eta\langle\nabla\ell(\theta')_g, d_g\rangle \qquad
-          \partial\ell/\partial\beta_g = -\eta\alpha_g\lambda\langle\nabla\ell(\theta')_g, \theta_g\rangle
+          \partial\ell/\partial\beta_g = -\eta\alpha_g\lambda\langle\nabla\ell(\theta')_g,
+          \theta_g\rangle
 
-A term that is a loss at θ′ costs one ordinary gradient; the alignment term costs one product of the Hessian at θ′ with
+A term that is a loss at θ′ costs one ordinary gradient; the alignment term costs one product of the
+Hessian at θ′ with
 :math:`q = \partial\mathcal L_{grad}/\partial g'`, for all groups together.
 """
 
@@ -55,7 +57,7 @@ def needed_batches(config: MetaConfig) -> tuple[str, ...]:
 
 @dataclass
 class Term:
-    """One term of the meta-objective: its value, and its derivatives with respect to the modulation, each [G]."""
+    """One term of the meta-objective: its value, and its derivatives, each [G]."""
 
     value: Tensor
     alpha: Tensor
@@ -64,7 +66,7 @@ class Term:
     lambda2: Tensor
 
     def at(self, modulation: Modulation) -> Tensor:
-        """The value as a function of the modulation, exact to first order: the bridge to the encoder's graph."""
+        """The value as a function of the modulation, exact to first order."""
         value = self.value
         for factor, slope in zip(
             modulation, (self.alpha, self.beta, self.lambda1, self.lambda2), strict=True
@@ -82,7 +84,7 @@ class NoSecondDerivative(RuntimeError):
 
 
 class Lookahead:
-    r"""One hypothetical step :math:`\theta \to \theta'` and the terms of the meta-objective around it.
+    r"""One hypothetical step :math:`\theta \to \theta'` and the terms of the meta-objective.
 
     Args:
         evaluation: the model's losses and gradients.
@@ -111,7 +113,8 @@ class Lookahead:
         self.modulation = Modulation(*(factor.detach() for factor in modulation))
         self.params = [p for token in tokens for p in token.params]
         self.grads = [g for token in tokens for g in token.grads]  # g, on B1
-        # θ where the step moves a parameter, None where it does not: those take no part in ∂ℓ/∂α, ∂ℓ/∂β.
+        # θ where the step moves a parameter, None where it does not: those take no part in ∂ℓ/∂α,
+        # ∂ℓ/∂β.
         self.original = [
             None if g is None else real_view(p) for p, g in zip(original, self.grads, strict=True)
         ]
@@ -192,7 +195,7 @@ class Lookahead:
         )
 
     def _through_step(self, gradient: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
-        r""":math:`\partial\ell/\partial\alpha, \partial\ell/\partial\beta` from :math:`\nabla\ell(\theta')`, each [G]."""
+        r"""The derivatives with respect to α and β, each [G], from :math:`\nabla\ell(\theta')`."""
         reals = [None if g is None else real_view(g) for g in gradient]
         layout = self.layout
         along_direction = dots(reals, self.directions, layout) @ layout.sum
@@ -231,18 +234,19 @@ class Lookahead:
             updated_loss, gradient = self.evaluation.gradient("batch1", batch1)
             gap = generalization_gap(updated_loss, updated_val_loss)
             sign = torch.sign(updated_loss - updated_val_loss).to(self.rates)
-            slopes = (
-                sign * (train - val)
-                for train, val in zip(
-                    self._through_step(gradient), self._through_step(val_gradient), strict=True
-                )
-            )
+            train, val = self._through_step(gradient), self._through_step(val_gradient)
             zero = torch.zeros_like(self.rates)
-            terms["generalization_gap"] = Term(gap.to(self.rates), *slopes, zero, zero)
+            terms["generalization_gap"] = Term(
+                gap.to(self.rates),
+                sign * (train[0] - val[0]),
+                sign * (train[1] - val[1]),
+                zero,
+                zero,
+            )
         return terms
 
     def gradient_alignment(self, batch2: Any) -> Term:
-        """Eq. 10 on B2. Leaves ``hvp`` at the method used, and the parameters wherever that ended."""
+        """Eq. 10 on B2; afterwards ``hvp`` names the method used, and the parameters have moved."""
         if self.hvp != "finite_difference":
             try:
                 return self._alignment_exact(batch2)
@@ -283,7 +287,7 @@ class Lookahead:
         )
 
     def _alignment_exact(self, batch2: Any) -> Term:
-        """The product :math:`H(\theta')q` by double backward."""
+        r"""The product :math:`H(\theta')q` by double backward."""
         with twice_differentiable():
             _, updated = self.evaluation.gradient("batch2", batch2, create_graph=True)
             alignment, q = self._alignment(updated)
@@ -295,24 +299,32 @@ class Lookahead:
             if not pairs:  # the loss is linear in the parameters
                 return self._alignment_term(alignment, [None] * len(updated))
             try:
-                product = torch.autograd.grad(
-                    [g for g, _ in pairs],
-                    self.evaluation.params,
-                    grad_outputs=[v for _, v in pairs],
-                    allow_unused=True,
+                trained = [p for p in self.evaluation.params if p.requires_grad]
+                found = iter(
+                    torch.autograd.grad(
+                        [g for g, _ in pairs],
+                        trained,
+                        grad_outputs=[v for _, v in pairs],
+                        allow_unused=True,
+                    )
                 )
+                product = [next(found) if p.requires_grad else None for p in self.evaluation.params]
             except RuntimeError as error:
                 if any(phrase in str(error) for phrase in _NO_SECOND_DERIVATIVE):
                     raise NoSecondDerivative(
-                        f"hvp='exact' needs a second derivative that this model does not have ({error}); "
-                        "hvp='finite_difference' needs none"
+                        "hvp='exact' needs a second derivative that this model does not have "
+                        f"({error}); hvp='finite_difference' needs none"
                     ) from error
                 raise
         return self._alignment_term(alignment, product)
 
     @torch.no_grad()
     def _alignment_finite_difference(self, batch2: Any) -> Term:
-        r"""The product as :math:`(\nabla L(\theta' + \epsilon q) - \nabla L(\theta' - \epsilon q)) / 2\epsilon`."""
+        r"""The product by central differences.
+
+        .. math:: H(\theta')q \approx
+                  (\nabla L(\theta' + \epsilon q) - \nabla L(\theta' - \epsilon q)) / 2\epsilon
+        """
         _, updated = self.evaluation.gradient("batch2", batch2)
         alignment, q = self._alignment(updated)
         norm = torch.linalg.vector_norm(norms(q, self.layout))

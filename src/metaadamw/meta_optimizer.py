@@ -1,9 +1,9 @@
-r"""The optimizer of the modulator: SGD (paper) or Adam, with an update that can be skipped without asking the host."""
+"""The optimizer of the modulator: SGD (paper) or Adam, able to skip without asking the host."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,7 +16,8 @@ BETAS, EPS = (0.9, 0.999), 1e-8
 class MetaOptimizer:
     r"""Moves the modulator's parameters φ and the log-variances.
 
-    "sgd": :math:`\phi \leftarrow \phi - \eta_{meta}\nabla\phi`. "adam": Adam with betas (0.9, 0.999), no decay.
+    "sgd": :math:`\phi \leftarrow \phi - \eta_{meta}\nabla\phi`. "adam": Adam with betas (0.9,
+    0.999), no decay.
 
     Args:
         kind: "sgd" or "adam".
@@ -44,7 +45,7 @@ class MetaOptimizer:
 
     @torch.no_grad()
     def step(self, params: Sequence[Tensor], grads: Sequence[Tensor], ok: Tensor) -> None:
-        """One update in place where ``ok`` (a boolean scalar on the device) holds, nothing at all where not."""
+        """One update in place if ``ok``, a boolean scalar on the device; nothing at all if not."""
         params = list(params)
         grads = [torch.where(ok, g, 0.0) for g in grads]
         if self.kind == "sgd":
@@ -70,7 +71,7 @@ class MetaOptimizer:
         torch._foreach_mul_(update, applied * self.lr / (1 - BETAS[0] ** t))
         torch._foreach_sub_(params, update)
 
-    def state_dict(self) -> dict[str, object]:
+    def state_dict(self) -> dict[str, Any]:
         """Step count and moments, plain tensors; empty before the first Adam step."""
         if self.step_count is None:
             return {}
@@ -80,19 +81,13 @@ class MetaOptimizer:
             "exp_avg_sq": [v.clone() for v in self.exp_avg_sqs],
         }
 
-    def load_state_dict(self, state: dict[str, object], params: Sequence[Tensor]) -> None:
-        """Take over the result of ``state_dict``, on the device and in the precision of ``params``."""
+    def load_state_dict(self, state: dict[str, Any], params: Sequence[Tensor]) -> None:
+        """Take over the result of ``state_dict``, on the device of ``params``."""
         if not state:
             self.step_count, self.exp_avgs, self.exp_avg_sqs = None, [], []
             return
-        step, exp_avgs, exp_avg_sqs = state["step"], state["exp_avg"], state["exp_avg_sq"]
-        assert (
-            isinstance(step, Tensor)
-            and isinstance(exp_avgs, list)
-            and isinstance(exp_avg_sqs, list)
+        self.step_count = state["step"].detach().to(params[0], copy=True)
+        self.exp_avgs, self.exp_avg_sqs = (
+            [m.detach().to(p, copy=True) for m, p in zip(state[key], params, strict=True)]
+            for key in ("exp_avg", "exp_avg_sq")
         )
-        self.step_count = step.detach().to(params[0]).clone()
-        self.exp_avgs = [m.detach().to(p).clone() for m, p in zip(exp_avgs, params, strict=True)]
-        self.exp_avg_sqs = [
-            v.detach().to(p).clone() for v, p in zip(exp_avg_sqs, params, strict=True)
-        ]

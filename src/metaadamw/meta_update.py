@@ -39,7 +39,8 @@ class MetaUpdate:
         beta: β, shape [G].
         lambda1: λ₁, shape [G].
         lambda2: λ₂, shape [G].
-        log_variances: s of Eq. 13 before the update, shape [3]; None under fixed weights or a single term.
+        log_variances: s of Eq. 13 before the update, shape [3]; None under fixed weights or a
+            single term.
         hvp: the product used, "exact" or "finite_difference"; None if the objective needs none.
     """
 
@@ -69,13 +70,18 @@ def _finite(*tensors: Tensor | None) -> bool:
     return all(bool(torch.isfinite(t).all()) for t in tensors if t is not None)
 
 
+def _value(term: Term | None) -> float | None:
+    return None if term is None else term.value.item()
+
+
 def check_batches(config: MetaConfig, batches: Mapping[str, Any]) -> None:
     """Raise ``ValueError`` unless every batch that the objective needs is there."""
     needed = needed_batches(config)
     missing = [name for name in needed if batches.get(name) is None]
     if missing:
         raise ValueError(
-            f"objective={config.objective!r} needs {', '.join(needed)}; missing: {', '.join(missing)}"
+            f"objective={config.objective!r} needs {', '.join(needed)}; "
+            f"missing: {', '.join(missing)}"
         )
 
 
@@ -162,8 +168,13 @@ def meta_gradient(
         applied=finite,
         skipped_reason=None if finite else "non-finite meta-loss or meta-gradient",
         total=total.item(),
-        **{name: term.value.item() for name, term in terms.items()},
-        **{name: factor.detach() for name, factor in modulation._asdict().items()},
+        gradient_alignment=_value(terms.get("gradient_alignment")),
+        loss_decrease=_value(terms.get("loss_decrease")),
+        generalization_gap=_value(terms.get("generalization_gap")),
+        alpha=modulation.alpha.detach(),
+        beta=modulation.beta.detach(),
+        lambda1=modulation.lambda1.detach(),
+        lambda2=modulation.lambda2.detach(),
         log_variances=weighting.log_variances.detach().clone() if uncertain else None,
         hvp=used,
     )

@@ -1,4 +1,4 @@
-r"""Sec. 3.4: the attention module :math:`\Phi`, features [G, F] to factors α, β, λ₁, λ₂, each [G]."""
+r"""Sec. 3.4: the attention module :math:`\Phi`, from features [G, F] to α, β, λ₁, λ₂, each [G]."""
 
 from __future__ import annotations
 
@@ -32,15 +32,17 @@ class Modulation(NamedTuple):
 class Modulator(nn.Module):
     r"""Transformer encoder over the groups, then a linear output and sigmoids (Eqs. 5–9).
 
-    Pre-norm layers, ReLU, no dropout, no final norm; the model dimension D is the number of features (and of the group
-    embedding), zero-padded to a multiple of the heads. The parameters of all layers are stacked, [L, …]: few tensors
-    for an optimizer and a checkpoint. A layer computes what ``nn.TransformerEncoderLayer(norm_first=True)`` does.
+    Pre-norm layers, ReLU, no dropout, no final norm; the model dimension D is the number of
+    features (and of the group embedding), zero-padded to a multiple of the heads. The parameters of
+    all layers are stacked, [L, …]: few tensors for an optimizer and a checkpoint. A layer computes
+    what ``nn.TransformerEncoderLayer(norm_first=True)`` does.
 
     Args:
         num_features: F.
         num_groups: G; only the group embedding depends on it.
         config: layers, heads, ranges, gating, init.
         embedding_dim: dimension of the learnable group embedding, 0 for none.
+        frozen_gates: no gradient for the gates, as in the authors' code.
         seed: seed of the initial weights; global random streams are not touched.
 
     Example:
@@ -56,19 +58,21 @@ class Modulator(nn.Module):
         config: ModulatorConfig,
         *,
         embedding_dim: int = 0,
+        frozen_gates: bool = False,
         seed: int = 0,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.config, self.seed = config, seed
+        self.config, self.seed, self.frozen_gates = config, seed, frozen_gates
         self.num_features = num_features
         heads = config.heads
         self.dim = -(-(num_features + embedding_dim) // heads) * heads
         generator = torch.Generator().manual_seed(seed)
 
         def xavier(count: int, rows: int, columns: int) -> nn.Parameter:
-            # Drawn on the CPU in float64, so that every device and precision starts from the same numbers.
+            # Drawn on the CPU in float64, so that every device and precision starts from the same
+            # numbers.
             weight = torch.empty(count, rows, columns, dtype=torch.float64)
             for matrix in weight:
                 nn.init.xavier_uniform_(matrix, generator=generator)
@@ -124,8 +128,8 @@ class Modulator(nn.Module):
         ]
 
     def regulariser(self) -> Tensor:
-        r""":math:`\sum \lVert W \rVert_2` (not squared) over the tensors of every encoder layer and the output weight."""
-        total = torch.linalg.vector_norm(self.output_weight)
+        r""":math:`\sum \lVert W \rVert_2`, not squared, over encoder tensors and output weight."""
+        total: Tensor = torch.linalg.vector_norm(self.output_weight)
         for stacked in self.encoder_tensors():
             total = total + torch.linalg.vector_norm(stacked.flatten(1), dim=1).sum()
         return total
@@ -134,7 +138,8 @@ class Modulator(nn.Module):
         """Eq. 5: features [G, F] to Z [G, D]."""
         x = features
         if self.config.feature_gating:
-            x = x * torch.sigmoid(self.gate_logits)
+            logits = self.gate_logits.detach() if self.frozen_gates else self.gate_logits
+            x = x * torch.sigmoid(logits)
         if hasattr(self, "group_embedding"):
             x = torch.cat([x, self.group_embedding], dim=1)
         x = F.pad(x, (0, self.dim - x.shape[1]))
@@ -166,7 +171,11 @@ class Modulator(nn.Module):
         return x
 
     def forward(self, features: Tensor) -> Modulation:
-        r"""Eqs. 5–9: :math:`\alpha_g = 1 + range_\alpha (\sigma(\alpha_g^{raw}) - 0.5)`, β likewise, λ by a sigmoid.
+        r"""Eqs. 5–9.
+
+        .. math:: \alpha_g = 1 + range_\alpha (\sigma(\alpha_g^{raw}) - 0.5), \quad
+                  \beta_g = 1 + range_\beta (\sigma(\beta_g^{raw}) - 0.5), \quad
+                  \lambda_{i,g} = \sigma(\lambda_{i,g}^{raw})
 
         Args:
             features: shape [G, F].

@@ -1,7 +1,7 @@
 r"""Sec. 3.5: the three terms of the meta-objective, as pure functions.
 
-The alignment term needs one vector back: :math:`q = \partial\mathcal L_{grad} / \partial g'`, whose product with the
-Hessian at θ′ carries the gradient to θ′ (see ``lookahead``).
+The alignment term needs one vector back: :math:`q = \partial\mathcal L_{grad} / \partial g'`, whose
+product with the Hessian at θ′ carries the gradient to θ′ (see ``lookahead``).
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ class Alignment(NamedTuple):
 
     Attributes:
         value: :math:`\mathcal L_{grad}`.
-        grad_lambda1: :math:`\partial\mathcal L_{grad}/\partial\lambda_{1,g} = \lVert g'_g\rVert^2 / G`.
-        grad_lambda2: :math:`\partial\mathcal L_{grad}/\partial\lambda_{2,g} = -\cos(g_g, g'_g) / G`.
+        grad_lambda1: :math:`\partial\mathcal L_{grad}/\partial\lambda_{1,g} = \lVert g'_g\rVert^2 /
+            G`.
+        grad_lambda2: :math:`\partial\mathcal L_{grad}/\partial\lambda_{2,g} = -\cos(g_g, g'_g) /
+            G`.
         on_updated: coefficient of :math:`g'_g` in :math:`q_g`.
         on_original: coefficient of :math:`g_g` in :math:`q_g`.
     """
@@ -38,11 +40,13 @@ def gradient_alignment(
 ) -> Alignment:
     r"""Eq. 10.
 
-    .. math:: \mathcal L_{grad} = \frac1G\sum_g\left(\lambda_{1,g}\lVert g'_g\rVert^2 - \lambda_{2,g}\cos(g_g, g'_g)\right)
+    .. math:: \mathcal L_{grad} = \frac1G\sum_g
+              \left(\lambda_{1,g}\lVert g'_g\rVert^2 - \lambda_{2,g}\cos(g_g, g'_g)\right)
 
     With :math:`c_g = \cos(g_g, g'_g)`, its derivative is
-    :math:`q_g = \frac1G\left(2\lambda_{1,g} g'_g - \lambda_{2,g}\left(\frac{g_g}{\lVert g_g\rVert\lVert g'_g\rVert} - c_g\frac{g'_g}{\lVert g'_g\rVert^2}\right)\right)`.
-    Where a norm is 0 the cosine counts as 0, with derivative 0.
+    :math:`q_g = \frac1G\left(2\lambda_{1,g} g'_g - \lambda_{2,g}\left(\frac{g_g}{\lVert
+    g_g\rVert\lVert g'_g\rVert} - c_g\frac{g'_g}{\lVert g'_g\rVert^2}\right)\right)`. Where a norm
+    is 0 the cosine counts as 0, with derivative 0.
 
     Args:
         dot: :math:`\langle g_g, g'_g\rangle`, shape [G].
@@ -66,10 +70,10 @@ def gradient_alignment(
 
 
 def loss_decrease(updated_loss: Tensor, loss: Tensor) -> Tensor:
-    r"""Eq. 11: :math:`\mathcal L_{loss} = L_{val}(\theta') - L_{val}(\theta)`, negative where the step helps."""
+    r"""Eq. 11: :math:`L_{val}(\theta') - L_{val}(\theta)`, negative where the step helps."""
     return updated_loss - loss
 
 
 def generalization_gap(training_loss: Tensor, validation_loss: Tensor) -> Tensor:
-    r"""Eq. 12: :math:`\mathcal L_{gap} = |L_{train}(\cdot, B_1) - L_{val}(\cdot)|`, at θ as printed, or at θ′."""
+    r"""Eq. 12: :math:`|L_{train}(\cdot, B_1) - L_{val}(\cdot)|`, at θ as printed, or at θ′."""
     return (training_loss - validation_loss).abs()

@@ -1,14 +1,18 @@
 r"""Beyond the paper: the hypergradient that consecutive training gradients give for free.
 
-Step t moves a group along :math:`-\eta\alpha_g d_{t,g}` with :math:`d_{t,g} = \hat u_{t,g} + \beta_g\lambda\theta_{t,g}`. The next training
-gradient is already the gradient at the moved point, on another batch, so
+Step t moves a group along :math:`-\eta\alpha_g d_{t,g}` with :math:`d_{t,g} = \hat u_{t,g} +
+\beta_g\lambda\theta_{t,g}`. The next training gradient is already the gradient at the moved point,
+on another batch, so
 
 .. math:: \partial L/\partial\alpha_g \approx -\eta\langle g_{t+1}, d_{t,g}\rangle \qquad
-          \partial L/\partial\beta_g \approx -\eta\alpha_g\lambda\langle g_{t+1}, \theta_{t,g}\rangle
+          \partial L/\partial\beta_g \approx -\eta\alpha_g\lambda\langle g_{t+1},
+          \theta_{t,g}\rangle
 
-cost inner products only. Nothing is stored for them: :math:`\hat u_t` follows from the moments, which have not changed since, and
-:math:`\theta_t = (\theta_{t+1} + \eta\alpha\hat u_t) / (1 - \eta\alpha\beta\lambda)` from Eq. 4. Each group's signal is normalised to a
-cosine, which frees it from the scale of loss, gradient and learning rate.
+cost inner products only. Nothing is stored for them: :math:`\hat u_t` follows from the moments,
+which have not changed since, and
+:math:`\theta_t = (\theta_{t+1} + \eta\alpha\hat u_t) / (1 - \eta\alpha\beta\lambda)` from Eq. 4.
+Each group's signal is normalised to a cosine, which frees it from the scale of loss, gradient and
+learning rate.
 """
 
 from __future__ import annotations
@@ -28,12 +32,12 @@ __all__ = ["LastStep", "modulator_gradient", "online_signal"]
 
 
 class LastStep(NamedTuple):
-    """What the step before leaves behind for the signal.
+    r"""What the step before leaves behind for the signal.
 
     Attributes:
         features: the features it was modulated by, [G, F].
-        rates: :math:`\\eta\\alpha_g`, [G].
-        decays: :math:`\\beta_g\\lambda`, [G].
+        rates: :math:`\eta\alpha_g`, [G].
+        decays: :math:`\beta_g\lambda`, [G].
         moved: for every tensor whether it had a gradient, length P.
     """
 
@@ -49,7 +53,8 @@ def online_signal(
 ) -> tuple[Tensor, Tensor]:
     r""":math:`-\cos(g_{t+1}, d_{t,g})` and :math:`-\cos(g_{t+1}, \theta_{t,g})`, each [G].
 
-    Call it before the moments and parameters change. Tensors without a gradient now or in the last step take no part.
+    Call it before the moments and parameters change. Tensors without a gradient now or in the last
+    step take no part.
 
     Args:
         tokens: the groups, with the new gradient.
@@ -73,7 +78,8 @@ def online_signal(
                 or exp_avg_sq is None
                 or step is None
             ):
-                grads.append(None), directions.append(None), params.append(None)
+                for vectors in (grads, directions, params):
+                    vectors.append(None)
                 continue
             update = update_direction(
                 exp_avg,
@@ -93,7 +99,9 @@ def online_signal(
     for vectors in (directions, params):
         product = dots(grads, vectors, layout) @ layout.sum
         signals.append(-cosines(product, grad_norms, _group_norms(vectors, layout)))
-    return signals[0], signals[1]
+    # Without a learning rate nothing moved, and without weight decay β does nothing.
+    moving, decaying = last.rates != 0, last.decays != 0
+    return signals[0].where(moving, 0.0), signals[1].where(moving & decaying, 0.0)
 
 
 def _group_norms(tensors: Sequence[Tensor | None], layout: Layout) -> Tensor:
@@ -109,7 +117,7 @@ def modulator_gradient(
     weight_decay: float,
     gate_sparsity: float,
 ) -> list[Tensor]:
-    r"""The gradient of :math:`\sum_g s_{\alpha,g}\alpha_g + s_{\beta,g}\beta_g` plus the regularisers, for each of ``learned``."""
+    r"""Gradient of :math:`\sum_g s_{\alpha,g}\alpha_g + s_{\beta,g}\beta_g` and regularisers."""
     with torch.enable_grad():
         modulation: Modulation = modulator(features)
         loss = signal_alpha @ modulation.alpha + signal_beta @ modulation.beta

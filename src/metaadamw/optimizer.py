@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import torch
@@ -32,10 +32,11 @@ _FOREACH_DEVICES = ("cuda", "xpu", "mtia")
 
 
 class MetaAdamW(Optimizer):
-    r"""AdamW with learning rate :math:`\eta\alpha_g` and weight decay :math:`\beta_g\lambda` for each param group g.
+    r"""AdamW with learning rate :math:`\eta\alpha_g` and decay :math:`\beta_g\lambda` per group.
 
-    .. math:: \theta_t = \theta_{t-1} - \eta\alpha_g\left(\frac{\hat m_t}{\sqrt{\hat v_t} + \epsilon}
-              + \beta_g\lambda\theta_{t-1}\right) \qquad \text{(Eq. 4)}
+    .. math:: \theta_t = \theta_{t-1} - \eta\alpha_g
+              \left(\frac{\hat m_t}{\sqrt{\hat v_t} + \epsilon} + \beta_g\lambda\theta_{t-1}\right)
+              \qquad \text{(Eq. 4)}
 
     α and β come from a Transformer encoder that reads statistics of the groups, [G, F], and learns
     while the model trains: by ``update_attention`` every K steps (mode "lookahead", Algorithm 2) or
@@ -123,6 +124,8 @@ class MetaAdamW(Optimizer):
             "capturable": capturable,
         }
         check_hyperparameters(defaults)
+        if params is None or not isinstance(params, Iterable):
+            raise TypeError(f"params must be parameters or param groups, got {params!r}")
         self._learner: Learner | None = None
         super().__init__(params, defaults)
         if not self._params():
@@ -140,7 +143,7 @@ class MetaAdamW(Optimizer):
         )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group of parameters, a new token; what was learned and the moments of the others stay.
+        """Add a group of parameters, a new token; all that was learned stays.
 
         Raises:
             ValueError: an unknown key, or a hyperparameter out of range.
@@ -331,7 +334,7 @@ class MetaAdamW(Optimizer):
         return "foreach" if foreach else "plain"
 
     def _only_creates_state(self, params: Sequence[Tensor]) -> bool:
-        """Whether this is the step with lr = 0 and zero gradients that distributed checkpointing takes."""
+        """Whether this is the step with lr = 0 and zero gradients of distributed checkpointing."""
         return all(float(group["lr"]) == 0.0 for group in self.param_groups) and not any(
             bool(p.grad.any()) for p in params if p.grad is not None
         )
@@ -416,7 +419,7 @@ class MetaAdamW(Optimizer):
         Raises:
             ValueError: another version, grouping, feature set or modulator; nothing has changed.
         """
-        self._learning.check_state_dict(state, self.param_groups)
+        checkpoint.check_fits(state, self.meta_state_dict())
         self._learning.load_state_dict(state)
 
     def state_dict(self) -> dict[str, Any]:
@@ -432,10 +435,10 @@ class MetaAdamW(Optimizer):
         Raises:
             ValueError: the groups, features or shapes do not fit; nothing has changed then.
         """
-        learned = state_dict.get(checkpoint.KEY)
         adapted = checkpoint.adapt_param_groups(state_dict, self.param_groups)
+        learned = state_dict.get(checkpoint.KEY)
         if learned is not None:
-            self._learning.check_state_dict(learned, self.param_groups)
+            checkpoint.check_fits(learned, self.meta_state_dict())
         super().load_state_dict(adapted)
         checkpoint.restore_moments(cast(Any, self.state), adapted, self._params())
         if learned is not None:

@@ -1,4 +1,4 @@
-"""Keep α, β, features and meta-losses of every step without stalling the device; write, draw and replay them."""
+"""Keep α, β, features and meta-losses of every step; write, draw and replay them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ _META = ("total", "gradient_alignment", "loss_decrease", "generalization_gap")
 class Recorder:
     """Records what an optimizer does, step by step.
 
-    ``record`` only keeps references to small device tensors, [G] and [G, F]; they are read back when something is written.
+    ``record`` only keeps references to small device tensors, [G] and [G, F]; they are read back
+    when something is written.
 
     Args:
         optimizer: the optimizer to watch.
@@ -61,11 +62,13 @@ class Recorder:
         """
         if tuple(self.optimizer.group_names) != self.groups:
             raise ValueError(
-                f"optimizer has the groups {self.optimizer.group_names}, the recorder was made for {list(self.groups)}: make a new one"
+                f"optimizer has the groups {self.optimizer.group_names}, the recorder was made for "
+                f"{list(self.groups)}: make a new one"
             )
         modulation = self.optimizer.modulation
         self._steps.append(self.optimizer.steps)
-        # The optimizer makes new tensors at every refresh and never writes into old ones: no copy is needed.
+        # The optimizer makes new tensors at every refresh and never writes into old ones: no copy
+        # is needed.
         self._alpha.append(modulation.alpha)
         self._beta.append(modulation.beta)
         self._features.append(self.optimizer.features)
@@ -97,12 +100,13 @@ class Recorder:
         alpha, beta = self.alpha, self.beta
         if self._steps != list(range(1, len(self._steps) + 1)):
             raise ValueError(
-                f"a schedule needs every step from 1 on, got {len(self)} records of steps {self._steps[0]}..{self._steps[-1]}"
+                f"a schedule needs every step from 1 on, got {len(self)} records of steps "
+                f"{self._steps[0]}..{self._steps[-1]}"
             )
         return Schedule(self.groups, alpha, beta)
 
     def rows(self) -> list[dict[str, Any]]:
-        """One flat dict for each step: step, loss, alpha/…, beta/…, features, and the meta-update that followed."""
+        """One flat dict for each step: step, loss, α, β, features, and the meta-update after it."""
         updates = dict(self._updates)
         losses = [x.item() if isinstance(x, Tensor) else x for x in self._losses]
         rows = []

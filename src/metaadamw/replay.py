@@ -1,4 +1,4 @@
-"""A recorded trajectory of α and β as a plain schedule, replayed without features, encoder or learning."""
+"""A recorded trajectory of α and β as a plain schedule, replayed without any learning."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ __all__ = ["Schedule"]
 class Schedule:
     """α and β of every group at every step.
 
-    ``MetaAdamW(groups, modulator=schedule)`` runs it: at step t each group has the factors of row t; after the last row they stay.
+    ``MetaAdamW(groups, modulator=schedule)`` runs it: at step t each group has the factors of row
+    t; after the last row they stay.
 
     Args:
         groups: names of the groups.
@@ -48,7 +49,8 @@ class Schedule:
             or not shape[0]
         ):
             raise ValueError(
-                f"alpha and beta must have shape [T, {len(self.groups)}] with T >= 1, got {shape} and {tuple(self.beta.shape)}"
+                f"alpha and beta must have shape [T, {len(self.groups)}] with T >= 1, "
+                f"got {shape} and {tuple(self.beta.shape)}"
             )
 
     def __len__(self) -> int:

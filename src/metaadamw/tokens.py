@@ -54,13 +54,14 @@ class Token:
         *,
         maximize: bool = False,
     ) -> Token:
-        """The token of ``group``, with ``.grad`` unless other ``grads`` are given; negated to maximise."""
+        """The token of ``group``, with ``.grad`` or the given ``grads``; negated to maximise."""
         params = group["params"]
         if grads is None:
             grads = [p.grad for p in params]
         if maximize:
             grads = [None if g is None else -g for g in grads]
-        # .get, because indexing the defaultdict would create state for parameters that never had a gradient.
+        # .get, because indexing the defaultdict would create state for parameters that never had a
+        # gradient.
         states = [state.get(p) or {} for p in params]
         if any(p.is_complex() for p in params):
             return cls(

@@ -19,12 +19,16 @@ class PriorityUncertaintyWeighting(nn.Module):
     .. math:: \text{regression (Eq. 13): } \sum_i \tfrac12 e^{-s_i}\mathcal L_i + \tfrac12 p_i s_i
               \qquad \text{classification: } \sum_i e^{-s_i}\mathcal L_i + p_i s_i
 
-    with :math:`s_i = \log\sigma_i^2`. As published, the sum has no minimum where a loss is negative: :math:`s_i` runs to
+    with :math:`s_i = \log\sigma_i^2`. As published, the sum has no minimum where a loss is
+    negative: :math:`s_i` runs to
     :math:`-\infty`. Here :math:`s_i = c\tanh(r_i / c)` of a free parameter :math:`r_i`, so that
-    :math:`|s_i| < c`, every weight lies within :math:`e^{\pm c}` of its start, and the sum is bounded below wherever the losses are. At
-    :math:`r = 0`, where training starts, value and gradient are the published ones. ``bound=None`` selects the published form.
+    :math:`|s_i| < c`, every weight lies within :math:`e^{\pm c}` of its start, and the sum is
+    bounded below wherever the losses are. At
+    :math:`r = 0`, where training starts, value and gradient are the published ones. ``bound=None``
+    selects the published form.
 
-    Usable on its own in any multi-task model: give its parameters to your optimizer (without weight decay).
+    Usable on its own in any multi-task model: give its parameters to your optimizer (without weight
+    decay).
 
     Args:
         priorities: :math:`p_i > 0`, one for each loss.
@@ -85,7 +89,8 @@ class PriorityUncertaintyWeighting(nn.Module):
         terms = losses if isinstance(losses, Tensor) else torch.stack(list(losses))
         if terms.shape != self.priorities.shape:
             raise ValueError(
-                f"losses must have shape {tuple(self.priorities.shape)}, one for each priority, got {tuple(terms.shape)}"
+                f"losses must have shape {tuple(self.priorities.shape)}, one for each priority, "
+                f"got {tuple(terms.shape)}"
             )
         log_variances = self.log_variances
         scale = 0.5 if self.kind == "regression" else 1.0

@@ -15,7 +15,7 @@ __all__ = ["RandomStreams", "undisturbed"]
 
 
 class RandomStreams:
-    """A snapshot of the random streams a loss may draw from: Python, NumPy where loaded, torch on CPU and devices.
+    """The random streams a loss may draw from: Python, NumPy where loaded, torch on every device.
 
     Args:
         devices: devices whose generators are included.
@@ -43,13 +43,15 @@ class _Module:
     """Flags, buffers and gradients of a model, to be put back."""
 
     def __init__(self, model: nn.Module, params: Iterable[Tensor]) -> None:
+        """Note everything, then set the gradients aside."""
         self.training = [(m, m.training) for m in model.modules()]
         self.buffers = [
             (m, name, buffer, None if buffer is None else buffer.detach().clone())
             for m in model.modules()
             for name, buffer in m._buffers.items()
         ]
-        # Parameters of the optimizer that the model does not own (a loss with weights of its own) count as well.
+        # Parameters of the optimizer that the model does not own (a loss with weights of its own)
+        # count as well.
         unique = {id(p): p for p in (*model.parameters(), *params)}
         self.params = [(p, p.grad, p.requires_grad) for p in unique.values()]
         for param, _, _ in self.params:
@@ -82,18 +84,19 @@ class Snapshot(NamedTuple):
 
 @contextmanager
 def undisturbed(model: nn.Module, params: list[Tensor]) -> Iterator[Snapshot]:
-    """Run a block, then put parameters, buffers, ``.grad``, flags and random streams back, to the last bit.
+    """Run a block, then put back parameters, buffers, ``.grad``, flags and random streams.
 
-    Also when the block raises. Inside, ``.grad`` is None, so that a loss which clears or accumulates gradients cannot
-    touch those of the training step.
+    To the last bit, also when the block raises. Inside, ``.grad`` is None, so that a loss which
+    clears or accumulates gradients cannot touch those of the training step.
 
     Args:
         model: whose buffers and flags are kept.
         params: the parameters that the block may change in place.
     """
+    # Everything that can fail (out of memory) comes before anything is set aside.
     streams = RandomStreams(p.device for p in params)
-    module = _Module(model, params)
     values = [p.detach().clone() for p in params]
+    module = _Module(model, params)
     try:
         yield Snapshot(values, streams)
     finally:

@@ -87,10 +87,14 @@ def check_param_group(
         raise ValueError(f"{where}name must be unique, got {group['name']!r} a second time")
     check_hyperparameters(group, where)
     params = group["params"]
+    seen: set[int] = set()
     for entry in params if isinstance(params, (list, tuple)) else [params]:
         param = entry[1] if isinstance(entry, tuple) and len(entry) == 2 else entry
         if isinstance(param, Tensor):  # for anything else the base class has an error of its own
             _check_param(param, where, defaults)
+        if id(param) in seen:
+            raise ValueError(f"{where}params must not hold the same parameter twice")
+        seen.add(id(param))
 
 
 def _check_param(param: Tensor, where: str, defaults: Mapping[str, Any]) -> None:
