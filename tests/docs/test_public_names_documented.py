@@ -1,4 +1,4 @@
-"""Public names are on the API page, and the feature table is the declared one."""
+"""Public names are on the API page, files on the map, features in their table."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 import metaadamw
 from metaadamw.features import FEATURE_TABLES
 
-DOCS = Path(__file__).parents[2] / "docs"
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
 
 
 @pytest.mark.parametrize("name", sorted(set(metaadamw.__all__) - {"__version__"}))
@@ -38,3 +39,12 @@ def test_feature_table_is_current() -> None:
     page = (DOCS / "features.md").read_text(encoding="utf-8")
     start, end = "<!-- features -->\n", "\n<!-- /features -->"
     assert page.partition(start)[2].partition(end)[0] == feature_rows()
+
+
+def test_map_of_the_house_is_complete() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    on_map = set(re.findall(r"^\| `(\w+)(?:\.py|/)` \|", page, re.MULTILINE))
+    house = Path(metaadamw.__file__).parent
+    rooms = {path.stem for path in house.iterdir() if path.suffix == ".py"}
+    rooms |= {path.parent.name for path in house.glob("*/__init__.py")}
+    assert on_map == rooms
