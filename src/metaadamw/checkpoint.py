@@ -71,7 +71,8 @@ def check_fits(saved: Any, own: Mapping[str, Any]) -> None:
     if "modulation" in saved:
         _check_like("modulation", saved["modulation"], [row] * 4)
     if "last_step" in saved:
-        _check_like("last_step", saved["last_step"], [matrix, row, row, [True] * tensors])
+        numbers = [[0.0, 0.0, 0.0]] * groups
+        _check_like("last_step", saved["last_step"], [matrix, row, row, [True] * tensors, numbers])
 
 
 _OPTIONAL = ("held_features", "modulation", "last_step")

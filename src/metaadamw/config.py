@@ -216,7 +216,7 @@ class MetaConfig:
             check_number("log_variance_bound", self.log_variance_bound, 0.0, open_low=True)
         if self.gate_sparsity is not None:
             check_number("gate_sparsity", self.gate_sparsity, 0.0)
-        if isinstance(self.as_run, str):
+        if not isinstance(self.as_run, (tuple, list)):
             raise TypeError(f"as_run must be a tuple of names, got {self.as_run!r}")
         for name in self.as_run:
             check_choice("as_run", name, AS_RUN)

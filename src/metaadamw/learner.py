@@ -174,7 +174,10 @@ class Learner:
             self.device_steps += 1
         if self.meta.mode == "online" and self.features is not None:
             moved = tuple(g is not None for token in tokens for g in token.grads)
-            self.last = LastStep(self.features, self._vector(rates), self._vector(decays), moved)
+            hyperparameters = tuple((*t.group["betas"], t.group["eps"]) for t in tokens)
+            self.last = LastStep(
+                self.features, self._vector(rates), self._vector(decays), moved, hyperparameters
+            )
 
     def _vector(self, numbers: Sequence[float | Tensor]) -> Tensor:
         device, dtype = self.layout.device, self.layout.dtype
@@ -253,8 +256,11 @@ class Learner:
         if self.modulation is not None:
             state["modulation"] = [factor.clone() for factor in self.modulation]
         if self.last is not None:
-            features, rates, decays, moved = self.last
-            state["last_step"] = [features.clone(), rates.clone(), decays.clone(), list(moved)]
+            features, rates, decays, moved, hyperparameters = self.last
+            state["last_step"] = [
+                *(features.clone(), rates.clone(), decays.clone()),
+                *(list(moved), [list(numbers) for numbers in hyperparameters]),
+            ]
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -278,5 +284,9 @@ class Learner:
         if "modulation" in state:
             self.modulation = Modulation(*map(ours, state["modulation"]))
         if "last_step" in state:
-            features, rates, decays, moved = state["last_step"]
-            self.last = LastStep(ours(features), ours(rates), ours(decays), tuple(moved))
+            features, rates, decays, moved, hyperparameters = state["last_step"]
+            self.last = LastStep(
+                *(ours(features), ours(rates), ours(decays)),
+                tuple(moved),
+                tuple((beta1, beta2, eps) for beta1, beta2, eps in hyperparameters),
+            )

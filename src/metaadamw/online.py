@@ -1,18 +1,20 @@
 r"""Beyond the paper: the hypergradient that consecutive training gradients give for free.
 
-Step t moves a group along :math:`-\eta\alpha_g d_{t,g}` with :math:`d_{t,g} = \hat u_{t,g} +
-\beta_g\lambda\theta_{t,g}`. The next training gradient is already the gradient at the moved point,
-on another batch, so
+Step t moves a group along :math:`-\eta\alpha_g d_{t,g}` with
+:math:`d_{t,g} = \hat u_{t,g} + \beta_g\lambda\theta_{t,g}`. The next training gradient is already
+the gradient at the moved point, on another batch, so
 
 .. math:: \partial L/\partial\alpha_g \approx -\eta\langle g_{t+1}, d_{t,g}\rangle \qquad
-          \partial L/\partial\beta_g \approx -\eta\alpha_g\lambda\langle g_{t+1},
-          \theta_{t,g}\rangle
+          \partial L/\partial\beta_g \approx
+          -\eta\alpha_g\lambda\langle g_{t+1}, \theta_{t,g}\rangle
 
-cost inner products only. Nothing is stored for them: :math:`\hat u_t` follows from the moments,
-which have not changed since, and
-:math:`\theta_t = (\theta_{t+1} + \eta\alpha\hat u_t) / (1 - \eta\alpha\beta\lambda)` from Eq. 4.
-Each group's signal is normalised to a cosine, which frees it from the scale of loss, gradient and
-learning rate.
+cost inner products only. Each group's signal is normalised to a cosine, which frees it from the
+scale of loss, gradient and learning rate.
+
+No buffer is kept: :math:`\hat u_t` follows from the moments, which have not changed since, and with
+:math:`r = \eta\alpha_g, w = \beta_g\lambda` Eq. 4 gives
+:math:`\theta_t = (\theta_{t+1} + r\hat u_t) / (1 - rw)`. So every product with :math:`d_t` and
+:math:`\theta_t` is a sum of products of :math:`g_{t+1}, \hat u_t, \theta_{t+1}`.
 """
 
 from __future__ import annotations
@@ -36,15 +38,18 @@ class LastStep(NamedTuple):
 
     Attributes:
         features: the features it was modulated by, [G, F].
-        rates: :math:`\eta\alpha_g`, [G].
-        decays: :math:`\beta_g\lambda`, [G].
+        rates: :math:`r = \eta\alpha_g`, [G].
+        decays: :math:`w = \beta_g\lambda`, [G].
         moved: for every tensor whether it had a gradient, length P.
+        hyperparameters: :math:`\beta_1, \beta_2, \epsilon` of each group; a scheduler may have
+            changed those in ``param_groups`` since.
     """
 
     features: Tensor
     rates: Tensor
     decays: Tensor
     moved: tuple[bool, ...]
+    hyperparameters: tuple[tuple[float, float, float], ...]
 
 
 @torch.no_grad()
@@ -53,8 +58,8 @@ def online_signal(
 ) -> tuple[Tensor, Tensor]:
     r""":math:`-\cos(g_{t+1}, d_{t,g})` and :math:`-\cos(g_{t+1}, \theta_{t,g})`, each [G].
 
-    Call it before the moments and parameters change. Tensors without a gradient now or in the last
-    step take no part.
+    Call it before the moments and parameters change. A missing gradient counts as zero; a tensor
+    that did not move in step t is left out of :math:`d_t` and :math:`\theta_t`.
 
     Args:
         tokens: the groups, with the new gradient.
@@ -62,50 +67,86 @@ def online_signal(
         layout: the layout of the groups.
         eps_inside_sqrt: the printed form of Eq. 4.
     """
-    moved = iter(last.moved)
-    grads: list[Tensor | None] = []
-    directions: list[Tensor | None] = []  # d_t
-    params: list[Tensor | None] = []  # θ_t
-    for g, token in enumerate(tokens):
-        group = token.group
-        for param, grad, exp_avg, exp_avg_sq, step in zip(
-            token.params, token.grads, token.exp_avgs, token.exp_avg_sqs, token.steps, strict=True
-        ):
-            if (
-                not next(moved)
-                or grad is None
-                or exp_avg is None
-                or exp_avg_sq is None
-                or step is None
-            ):
-                for vectors in (grads, directions, params):
-                    vectors.append(None)
-                continue
-            update = update_direction(
-                exp_avg,
-                exp_avg_sq,
-                step.item() if step.is_cpu else step,
-                betas=group["betas"],
-                eps=group["eps"],
-                eps_inside_sqrt=eps_inside_sqrt,
-            )
-            rate, decay = last.rates[g].to(update), last.decays[g].to(update)
-            previous = torch.addcmul(param.to(update), update, rate).div_(1 - rate * decay)
-            grads.append(grad)
-            params.append(previous)
-            directions.append(update.addcmul_(previous, decay))
-    grad_norms = _group_norms(grads, layout)
-    signals = []
-    for vectors in (directions, params):
-        product = dots(grads, vectors, layout) @ layout.sum
-        signals.append(-cosines(product, grad_norms, _group_norms(vectors, layout)))
+    grads = [grad for token in tokens for grad in token.grads]
+    params = [
+        param if moved else None
+        for param, moved in zip((p for t in tokens for p in t.params), last.moved, strict=True)
+    ]
+    grad_direction, direction_norm, direction_param = _with_directions(
+        tokens, grads, params, last, layout, eps_inside_sqrt
+    )
+    rates, decays = last.rates, last.decays
+    shrink = 1 - rates * decays
+    grad_previous = (dots(grads, params, layout) @ layout.sum + rates * grad_direction) / shrink
+    direction_previous = (direction_param + rates * direction_norm) / shrink
+    param_norm = norms(params, layout).square() @ layout.sum
+    previous_norm = (
+        param_norm + 2 * rates * direction_param + rates.square() * direction_norm
+    ) / shrink.square()
+    grad_norm = (norms(grads, layout).square() @ layout.sum).sqrt()
+    along_step = cosines(
+        grad_direction + decays * grad_previous,
+        grad_norm,
+        (direction_norm + 2 * decays * direction_previous + decays.square() * previous_norm)
+        .clamp_min(0)
+        .sqrt(),
+    )
+    along_params = cosines(grad_previous, grad_norm, previous_norm.clamp_min(0).sqrt())
     # Without a learning rate nothing moved, and without weight decay β does nothing.
-    moving, decaying = last.rates != 0, last.decays != 0
-    return signals[0].where(moving, 0.0), signals[1].where(moving & decaying, 0.0)
+    moving, decaying = rates != 0, decays != 0
+    return -along_step.where(moving, 0.0), -along_params.where(moving & decaying, 0.0)
 
 
-def _group_norms(tensors: Sequence[Tensor | None], layout: Layout) -> Tensor:
-    return (norms(tensors, layout).square() @ layout.sum).sqrt()
+def _with_directions(
+    tokens: Sequence[Token],
+    grads: Sequence[Tensor | None],
+    params: Sequence[Tensor | None],
+    last: LastStep,
+    layout: Layout,
+    eps_inside_sqrt: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    r""":math:`\langle g, \hat u\rangle, \lVert\hat u\rVert^2, \langle\hat u, \theta\rangle`, [G].
+
+    One direction exists at a time.
+    """
+    products: list[tuple[Tensor, Tensor, Tensor]] = []
+    zero = torch.zeros((), device=layout.device, dtype=layout.dtype)
+    states = (
+        entry
+        for token, numbers in zip(tokens, last.hyperparameters, strict=True)
+        for entry in zip(
+            token.exp_avgs,
+            token.exp_avg_sqs,
+            token.steps,
+            [numbers] * len(token.params),
+            strict=True,
+        )
+    )
+    for grad, param, state in zip(grads, params, states, strict=True):
+        exp_avg, exp_avg_sq, step, (beta1, beta2, eps) = state
+        if param is None or exp_avg is None or exp_avg_sq is None or step is None:
+            products.append((zero, zero, zero))
+            continue
+        direction = update_direction(
+            exp_avg,
+            exp_avg_sq,
+            step.item() if step.is_cpu else step,
+            betas=(beta1, beta2),
+            eps=eps,
+            eps_inside_sqrt=eps_inside_sqrt,
+        ).reshape(-1)
+        products.append(
+            (
+                zero if grad is None else torch.dot(grad.reshape(-1).to(direction), direction),
+                torch.dot(direction, direction),
+                torch.dot(param.reshape(-1).to(direction), direction),
+            )
+        )
+    sums = [
+        torch.stack([p.to(zero, non_blocking=True) for p in column]) @ layout.sum
+        for column in zip(*products, strict=True)
+    ]
+    return sums[0], sums[1], sums[2]
 
 
 def modulator_gradient(
