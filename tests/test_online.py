@@ -1,0 +1,222 @@
+"""Online mode: the closed form of the signal against stored parameters and directions."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import lr_scheduler
+
+from metaadamw import MetaAdamW, MetaConfig, ModulatorConfig
+from tests.reference.adamw import step_tensors
+from tests.reference.online import cosine_signal, online_gradient
+from tests.reference.state import groups_from_optimizer, state_from_optimizer
+from tests.twin import META_LR, Problem, assert_close, reference_modulator, small_batch
+
+FEATURES = ["basic", "basic_plus", "enhanced", "norm_basic", "norm_basic_plus", "scale_free"]
+
+
+def run_beside_the_twin(
+    problem: Problem,
+    *,
+    steps: int = 6,
+    missing: Callable[[int, int], bool] = lambda step, index: False,
+    scheduler: Callable[[torch.optim.Optimizer], Any] | None = None,
+) -> int:
+    """Train; after each step compare the movement of the modulator with the twin's gradient.
+
+    The twin keeps theta_t, d_t and the features of step t; the library recovers them. Recovering
+    theta_t divides by 1 - eta alpha beta lambda > 0.9 and costs a few units in 1e-16; the encoder's
+    vjp multiplies by less than 1e3: 1e-9.
+
+    Returns:
+        The number of steps in which the modulator moved.
+    """
+    optimizer, meta = problem.optimizer, problem.meta
+    named = list(problem.model.named_parameters())
+    schedule = None if scheduler is None else scheduler(optimizer)
+    memory: dict[str, Any] | None = None
+    learned = 0
+    for step in range(steps):
+        optimizer.zero_grad()
+        problem.loss_fn(problem.model, small_batch()).backward()
+        for index, (_, param) in enumerate(named):
+            if missing(step, index):
+                param.grad = None
+        grads = {n: None if p.grad is None else p.grad.clone() for n, p in named}
+        groups = groups_from_optimizer(optimizer, named)
+        state = state_from_optimizer(optimizer, named)
+        twin, before = reference_modulator(optimizer), problem.weights()
+        optimizer.step()
+        movement = {n: (w - problem.weights()[n]) / META_LR for n, w in before.items()}
+        raw = movement.pop("raw")
+        assert not raw.any()  # no objective to be weighted here
+
+        refreshed = step % problem.config.update_every == 0
+        if memory is None or not refreshed or step < meta.warmup_steps:
+            expected = {name: torch.zeros_like(weight) for name, weight in movement.items()}
+        else:
+            signal = cosine_signal(memory["groups"], memory["theta"], memory["d"], grads)
+            expected = online_gradient(
+                twin,
+                memory["features"],
+                signal,
+                weight_decay=meta.weight_decay,
+                gate_sparsity=meta.gate_sparsity,
+            )
+            learned += 1
+            assert signal.alpha.any()
+            assert signal.beta.any()
+        assert_close(movement, expected, 1e-9)
+
+        alpha, beta = optimizer.modulation.alpha.detach(), optimizer.modulation.beta.detach()
+        stepped = step_tensors(
+            state,
+            groups,
+            grads,
+            alpha,
+            beta,
+            eps_inside_sqrt=problem.options.get("eps_inside_sqrt", False),
+        )
+        assert optimizer.features is not None
+        memory = {
+            "groups": groups,
+            "theta": state.parameters,
+            "d": {name: tensor.direction for name, tensor in stepped.items()},
+            "features": optimizer.features.clone(),
+        }
+        if schedule is not None:
+            schedule.step()
+    return learned
+
+
+def online(modulator: dict[str, Any] | None = None, **meta: Any) -> Problem:
+    return Problem(modulator, {"mode": "online", **meta}, steps=0)
+
+
+@pytest.mark.parametrize("features", FEATURES)
+def test_movement_of_each_feature_set(features: str) -> None:
+    assert run_beside_the_twin(online({"features": features})) == 5
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        functools.partial(online, weight_decay=1e-2),
+        functools.partial(online, {"feature_gating": True}, weight_decay=1e-2),
+        functools.partial(online, {"feature_gating": True}, gate_sparsity=0.3),
+        functools.partial(online, {"init": "identity"}),
+        functools.partial(online, {"layers": 3, "heads": 2, "hidden_dim": 5, "beta_range": 0.4}),
+        functools.partial(Problem, None, {"mode": "online"}, steps=0, eps_inside_sqrt=True),
+        functools.partial(Problem, None, {"mode": "online"}, steps=0, foreach=True),
+        functools.partial(Problem, None, {"mode": "online"}, steps=0, fused=True),
+    ],
+    ids=["decay", "gating", "sparsity", "identity", "larger", "eps-inside", "foreach", "fused"],
+)
+def test_movement_under_other_options(problem: Callable[[], Problem]) -> None:
+    assert run_beside_the_twin(problem()) == 5
+
+
+def test_movement_with_missing_gradients() -> None:
+    """In a group with several tensors, one may lack its gradient now, one in the step before."""
+
+    def missing(step: int, index: int) -> bool:
+        return (step + index) % 3 == 0
+
+    assert run_beside_the_twin(online(), steps=10, missing=missing) == 9
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        functools.partial(lr_scheduler.StepLR, step_size=1, gamma=0.5),
+        functools.partial(lr_scheduler.OneCycleLR, max_lr=0.1, total_steps=12),  # moves beta1
+    ],
+    ids=["step", "one-cycle"],
+)
+def test_movement_while_a_scheduler_runs(scheduler: Callable[..., Any]) -> None:
+    """Step t was taken with the hyperparameters of then, not with those of now."""
+    assert run_beside_the_twin(online(), scheduler=scheduler) == 5
+
+
+def test_movement_between_refreshes() -> None:
+    assert run_beside_the_twin(online({"update_every": 3}), steps=10) == 3
+
+
+def test_movement_after_warm_up() -> None:
+    assert run_beside_the_twin(online(warmup_steps=3), steps=6) == 3
+
+
+def test_signal_is_the_slope_of_the_loss_in_alpha_and_beta() -> None:
+    """On one batch seen twice, going further along d lowers the loss: alpha must rise.
+
+    With identity birth the gradient of the output bias is the sum of three signals, cosines,
+    times the sigmoid's slope at 0, 1/4.
+    """
+    problem = online({"init": "identity", "alpha_range": 1.0})
+    batch = small_batch()
+    problem.train(batch)
+    problem.train(batch)
+    movement = -problem.weights()["output_bias"] / META_LR
+    assert -0.25 * 3 <= movement[0] < 0
+    assert movement[1] != 0
+    assert not movement[2:].any()  # no signal for lambda1 and lambda2
+
+
+def test_maximize_mirrors_minimisation() -> None:
+    """Turned gradients everywhere: bit-identical, since a change of sign is exact."""
+    down = Problem(None, {"mode": "online"}, steps=8)
+    up = Problem(
+        None,
+        {"mode": "online"},
+        steps=8,
+        maximize=True,
+        loss_fn=lambda model, batch: -down.loss_fn(model, batch),
+    )
+    for name, weight in down.weights().items():
+        assert torch.equal(up.weights()[name], weight)
+    for own, other in zip(up.model.parameters(), down.model.parameters(), strict=True):
+        assert torch.equal(own, other)
+
+
+def tensors_in(thing: Any, seen: set[int]) -> Iterator[Tensor]:
+    """Every tensor that can be reached from an object through attributes and containers."""
+    if id(thing) in seen:
+        return
+    seen.add(id(thing))
+    if isinstance(thing, Tensor):
+        yield thing
+        if thing.grad_fn is not None:
+            yield from tensors_in(thing.grad_fn, seen)
+    elif isinstance(thing, dict):
+        for value in thing.values():
+            yield from tensors_in(value, seen)
+    elif isinstance(thing, (list, tuple, set)):
+        for value in thing:
+            yield from tensors_in(value, seen)
+    elif type(thing).__module__.startswith(("metaadamw", "torch.nn")):
+        yield from tensors_in(vars(thing), seen)
+
+
+def test_nothing_of_the_size_of_the_parameters_is_kept() -> None:
+    model = nn.Sequential(nn.Linear(100, 100), nn.Linear(100, 100))
+    optimizer = MetaAdamW(
+        model.named_parameters(), modulator=ModulatorConfig(), meta=MetaConfig(mode="online")
+    )
+    for _ in range(3):
+        model(torch.randn(4, 100)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    for state in optimizer.state.values():
+        assert set(state) == {"step", "exp_avg", "exp_avg_sq"}
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    known = {t.data_ptr() for s in optimizer.state.values() for t in s.values()}
+    known |= {p.data_ptr() for p in params}
+    found = {t.data_ptr(): t.numel() for t in tensors_in(optimizer, set())}
+    assert known <= set(found)  # the walk does reach what is there
+    others = sum(size for address, size in found.items() if address not in known)
+    assert others < 5000  # the modulator and its Adam moments; one buffer would be 20,200
