@@ -99,9 +99,8 @@ def full_snapshot(model: nn.Module, optimizer: MetaAdamW) -> dict[str, Any]:
 
 
 def results(model: nn.Module, optimizer: MetaAdamW) -> dict[str, Any]:
-    """What a run leaves behind: weights, buffers, moments, groups and the learned part."""
-    state = copy.deepcopy(optimizer.state_dict())
-    return {"model": copy.deepcopy(model.state_dict()), "optimizer": state}
+    """What a run leaves behind: weights, buffers, moments, groups and the learned part; no copy."""
+    return {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
 
 
 def assert_same(actual: Any, expected: Any, where: str = "") -> None:
