@@ -89,7 +89,7 @@ def test_decay_and_no_decay_groups_are_split_by_names():
 
 def test_names_decide_where_the_order_differs():
     """Two square layers in the other order: shapes cannot tell, names can."""
-    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
     adamw = torch.optim.AdamW(list(model.named_parameters())[::-1])
     model(torch.randn(3, 2)).square().sum().backward()
     adamw.step()
