@@ -27,9 +27,13 @@ _FOREIGN_KEYS = ("amsgrad", "differentiable", "decoupled_weight_decay")  # of to
 
 
 def group_signature(param_groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Name and shapes of every group: groupings with the same signature are interchangeable."""
+    """Names and shapes of every group: groupings with the same signature are interchangeable."""
     return [
-        {"name": str(group["name"]), "shapes": [list(p.shape) for p in group["params"]]}
+        {
+            "name": str(group["name"]),
+            "param_names": list(group.get("param_names", [])),
+            "shapes": [list(p.shape) for p in group["params"]],
+        }
         for group in param_groups
     ]
 
@@ -41,8 +45,9 @@ def check_fits(saved: Any, own: Mapping[str, Any]) -> None:
         saved: what a checkpoint holds.
         own: the learned part of the optimizer that is to take it over.
     """
-    if not isinstance(saved, Mapping) or saved.get("version") != VERSION:
-        got = saved.get("version") if isinstance(saved, Mapping) else type(saved).__name__
+    version = saved.get("version") if isinstance(saved, Mapping) else None
+    if not isinstance(version, int) or version != VERSION:
+        got = version if isinstance(saved, Mapping) else type(saved).__name__
         raise ValueError(
             f"state_dict[{KEY!r}] must be the learned part of metaadamw, version {VERSION}, "
             f"got {got!r}"
@@ -51,7 +56,7 @@ def check_fits(saved: Any, own: Mapping[str, Any]) -> None:
     if missing:
         raise ValueError(f"state_dict[{KEY!r}] must have the key {missing[0]!r}")
     for key, what in (("features", "features"), ("architecture", "modulator")):
-        if saved[key] != own[key]:
+        if type(saved[key]) is not type(own[key]) or saved[key] != own[key]:
             raise ValueError(
                 f"checkpoint has the {what} {saved[key]}, this optimizer {own[key]}: construct it "
                 "with the same ModulatorConfig"
@@ -79,14 +84,12 @@ _OPTIONAL = ("held_features", "modulation", "last_step")
 
 
 def _check_groups(saved: Any, own: list[dict[str, Any]]) -> None:
+    if not isinstance(saved, list) or not all(isinstance(group, dict) for group in saved):
+        raise ValueError(f"state_dict[{KEY!r}]['groups'] must be a list of dicts, got {saved!r}")
     if saved == own:
         return
-    try:
-        names = [group["name"] for group in saved]
-    except (TypeError, KeyError) as error:
-        raise ValueError(f"state_dict[{KEY!r}]['groups'] cannot be read: {saved!r}") from error
-    ours = [group["name"] for group in own]
-    detail = f"groups {names}, this optimizer {ours}" if names != ours else "other parameter shapes"
+    names, ours = ([group.get("name") for group in groups] for groups in (saved, own))
+    detail = f"groups {names}, this optimizer {ours}" if names != ours else "other parameters"
     raise ValueError(f"checkpoint has another grouping: {detail}")
 
 
@@ -135,17 +138,29 @@ def adapt_param_groups(
     if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= state_dict.keys():
         got = sorted(map(str, state_dict)) if isinstance(state_dict, Mapping) else state_dict
         raise ValueError(f"state_dict must have the keys 'state' and 'param_groups', got {got!r}")
-    saved_groups = state_dict["param_groups"]
+    saved_groups, state = state_dict["param_groups"], state_dict["state"]
+    if not isinstance(saved_groups, list) or not all(
+        isinstance(g, Mapping) and isinstance(g.get("params"), list) for g in saved_groups
+    ):
+        raise ValueError("state_dict['param_groups'] must be a list of dicts with a list 'params'")
+    if not isinstance(state, Mapping):
+        raise ValueError(f"state_dict['state'] must be a dict, got {type(state).__name__}")
     if any(g.get("amsgrad") for g in saved_groups):
         raise ValueError("state_dict has amsgrad=True, which MetaAdamW does not know")
     sizes = [len(g["params"]) for g in param_groups]
     saved_sizes = [len(g["params"]) for g in saved_groups]
-    if sizes == saved_sizes:
+    named = all("param_names" in g for g in (*param_groups, *saved_groups))
+    same_names = not named or all(
+        own["param_names"] == saved["param_names"]
+        for own, saved in zip(param_groups, saved_groups, strict=False)
+    )
+    if sizes == saved_sizes and (same_names or KEY in state_dict):
+        # With a learned part its own signature tells whether the names agree.
         groups = [
             _merged(own, saved, saved["params"])
             for own, saved in zip(param_groups, saved_groups, strict=True)
         ]
-    elif KEY not in state_dict and all("param_names" in g for g in (*param_groups, *saved_groups)):
+    elif KEY not in state_dict and named:
         groups = _regrouped(param_groups, saved_groups)
     else:
         raise ValueError(
@@ -158,8 +173,8 @@ def adapt_param_groups(
             check_hyperparameters(group, f"state_dict['param_groups'][{i}].")
         except TypeError as error:
             raise ValueError(str(error)) from error
-    _check_moments(state_dict["state"], groups, param_groups)
-    return {"state": state_dict["state"], "param_groups": groups}
+    _check_moments(state, groups, param_groups)
+    return {"state": state, "param_groups": groups}
 
 
 def _merged(
@@ -215,6 +230,9 @@ def _check_moments(
                 raise ValueError(f"{where} must have {missing[0]!r}, got only {sorted(entry)}")
             for key in MOMENTS:
                 _check_like(f"{where}: {key}", entry[key], param)
+            step = entry["step"]
+            if not isinstance(step, (int, float, Tensor)) or torch.as_tensor(step).numel() != 1:
+                raise ValueError(f"{where}: step must be a number, got {step!r}")
 
 
 def restore_moments(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaadamw.undisturbed import RandomStreams
 
-__all__ = ["Evaluation", "LossFunction", "twice_differentiable"]
+__all__ = ["Evaluation", "LossFunction", "once_differentiable", "twice_differentiable"]
 
 LossFunction = Callable[[nn.Module, Any], Tensor]
 
@@ -22,6 +22,25 @@ def twice_differentiable() -> Iterator[None]:
     """Kernels with a second derivative only: the fused attention and recurrent ones have none."""
     with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False):
         yield
+
+
+def once_differentiable(gradients: Iterable[Tensor | None]) -> bool:
+    """Whether a kernel behind ``gradients`` is marked as differentiable only once.
+
+    Such a kernel (``torch.autograd.function.once_differentiable``) hangs an error node beside the
+    graph that ``autograd.grad`` walks: the product would silently lack its part.
+    """
+    pending = [g.grad_fn for g in gradients if g is not None and g.grad_fn is not None]
+    seen = set(pending)
+    while pending:
+        node = pending.pop()
+        if node.name() == "torch::autograd::Error":
+            return True
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                pending.append(following)
+    return False
 
 
 class Evaluation:

@@ -7,19 +7,18 @@ statistics are taken with the new gradient and with the moments and parameters b
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from metaadamw.config import ModulatorConfig
-from metaadamw.groups import is_bias, normalized_depths
+from metaadamw.layout import Layout, cosines
 from metaadamw.tokens import Token
 
-__all__ = ["FEATURE_TABLES", "Feature", "Layout", "feature_table", "group_features"]
+__all__ = ["FEATURE_TABLES", "Feature", "feature_table", "group_features"]
 
 LOG_CLIP = 20.0
 """Logarithms are clipped to ±20: e^-20 = 2e-9 stands for "nothing", as for a zero gradient."""
@@ -130,101 +129,6 @@ def feature_table(config: ModulatorConfig) -> tuple[Feature, ...]:
     return tuple(f for f in table if f.option is None or getattr(config, f.option))
 
 
-class Layout:
-    """Which tensor belongs to which group, and what never changes: sizes, bias ratio, depth.
-
-    Args:
-        param_groups: the optimizer's param groups.
-        device: where the features are wanted.
-        dtype: and in which precision.
-    """
-
-    def __init__(
-        self, param_groups: Sequence[Mapping[str, Any]], device: torch.device, dtype: torch.dtype
-    ) -> None:
-        counts = [len(group["params"]) for group in param_groups]
-        group_of = list(itertools.chain.from_iterable([g] * n for g, n in enumerate(counts)))
-        self.param_ids = tuple(id(p) for group in param_groups for p in group["params"])
-        self.device, self.dtype = device, dtype
-        self.sizes = counts
-        self.group_of = torch.tensor(group_of, dtype=torch.long, device=device)
-        # Sums and means over the tensors of a group are one small matrix product.
-        membership = torch.zeros(len(counts), len(group_of), dtype=dtype)
-        for row, start, n in zip(
-            range(len(counts)), itertools.accumulate([0, *counts]), counts, strict=False
-        ):
-            membership[row, start : start + n] = 1.0
-        self.sum = membership.to(device).T.contiguous()  # [P, G]
-        self.mean = self.sum / self.sum.sum(0).clamp_min(1.0)
-
-        numels = [
-            float(sum(p.numel() * (2 if p.is_complex() else 1) for p in group["params"]))
-            for group in param_groups
-        ]
-        self.numel = self._column(numels).clamp_min(1.0)  # [G]
-        self.log_numel = self.numel.log()
-        biases, depths = [], []
-        names = [
-            list(group.get("param_names", [""] * len(group["params"]))) for group in param_groups
-        ]
-        by_name = iter(normalized_depths(itertools.chain.from_iterable(names)))
-        for group, group_names in zip(param_groups, names, strict=True):
-            flags = [is_bias(n, p) for n, p in zip(group_names, group["params"], strict=True)]
-            values = [0.5 if d is None else d for d in itertools.islice(by_name, len(flags))]
-            biases.append(sum(flags) / max(len(flags), 1))
-            depths.append(group.get("depth", sum(values) / max(len(values), 1)))
-        self.bias_ratio = self._column(biases)
-        self.depth = self._column(depths)
-
-    def _column(self, values: list[float]) -> Tensor:
-        return torch.tensor(values, dtype=self.dtype, device=self.device)
-
-    def fits(self, param_groups: Sequence[Mapping[str, Any]]) -> bool:
-        """Whether the param groups still hold the tensors this layout was made for."""
-        return self.param_ids == tuple(id(p) for group in param_groups for p in group["params"])
-
-
-def _stack(values: Iterable[Tensor], layout: Layout) -> Tensor:
-    """Scalars of any device and precision as one vector [P]."""
-    return torch.stack(
-        [v.to(device=layout.device, dtype=layout.dtype, non_blocking=True) for v in values]
-    )
-
-
-def norms(tensors: Sequence[Tensor | None], layout: Layout) -> Tensor:
-    """Euclidean norm of each tensor, [P]; 0 for None."""
-    present = [t for t in tensors if t is not None]
-    if not present:
-        return torch.zeros(len(tensors), dtype=layout.dtype, device=layout.device)
-    # Half-precision tensors are accumulated in float32; the others in their own precision.
-    half = any(t.dtype in (torch.bfloat16, torch.float16) for t in present)
-    values = iter(torch._foreach_norm(present, 2, dtype=torch.float32 if half else None))
-    if len(present) == len(tensors):
-        return _stack(values, layout)
-    zero = torch.zeros((), dtype=layout.dtype, device=layout.device)
-    return _stack((zero if t is None else next(values) for t in tensors), layout)
-
-
-def dots(xs: Sequence[Tensor | None], ys: Sequence[Tensor | None], layout: Layout) -> Tensor:
-    """Inner product of each pair of tensors, [P]; 0 where one is None."""
-    zero = torch.zeros((), dtype=layout.dtype, device=layout.device)
-
-    def dot(x: Tensor | None, y: Tensor | None) -> Tensor:
-        if x is None or y is None:
-            return zero
-        dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
-        return torch.dot(x.reshape(-1).to(dtype), y.reshape(-1).to(dtype))
-
-    return _stack((dot(x, y) for x, y in zip(xs, ys, strict=True)), layout)
-
-
-def cosines(products: Tensor, x_norms: Tensor, y_norms: Tensor) -> Tensor:
-    """Cosines from inner products and norms; 0 where a norm is 0."""
-    # Dividing twice keeps ‖x‖‖y‖ from underflowing.
-    tiny = torch.finfo(products.dtype).tiny
-    return products / x_norms.clamp_min(tiny) / y_norms.clamp_min(tiny)
-
-
 def tensor_statistics(
     tokens: Sequence[Token], needed: set[str], layout: Layout
 ) -> dict[str, Tensor]:
@@ -233,27 +137,31 @@ def tensor_statistics(
     grads = [g for token in tokens for g in token.grads]
     exp_avgs = [m for token in tokens for m in token.exp_avgs]
     exp_avg_sqs = [v for token in tokens for v in token.exp_avg_sqs]
-
-    def zeros(tensors: Sequence[Tensor | None], like: Sequence[Tensor]) -> Tensor:
-        values = (
-            torch.tensor(p.numel()) if t is None else (t == 0).sum()
-            for t, p in zip(tensors, like, strict=True)
-        )
-        return _stack(values, layout)
-
-    statistics: dict[str, Callable[[], Tensor]] = {
-        "grad_norm": lambda: norms(grads, layout),
-        "exp_avg_norm": lambda: norms(exp_avgs, layout),
-        "param_norm": lambda: norms(params, layout),
-        "exp_avg_sq_norm": lambda: norms(exp_avg_sqs, layout),
-        "grad_zeros": lambda: zeros(grads, params),
-        "exp_avg_zeros": lambda: zeros(exp_avgs, params),
+    pairs: dict[str, tuple[Sequence[Tensor | None], Sequence[Tensor | None]]] = {
+        "grad_norm": (grads, grads),
+        "cosine": (grads, exp_avgs),
+        "exp_avg_norm": (exp_avgs, exp_avgs),
+        "param_norm": (params, params),
+        "exp_avg_sq_norm": (exp_avg_sqs, exp_avg_sqs),
     }
-    wanted = needed | ({"grad_norm", "exp_avg_norm"} if "cosine" in needed else set())
-    result = {name: compute() for name, compute in statistics.items() if name in wanted}
     if "cosine" in needed:
-        products = dots(grads, exp_avgs, layout)
-        result["cosine"] = cosines(products, result["grad_norm"], result["exp_avg_norm"])
+        needed = needed | {"grad_norm", "exp_avg_norm"}
+    names = [name for name in pairs if name in needed]
+    products = layout.products(*(pairs[name] for name in names))
+    result = {
+        name: product if name == "cosine" else product.sqrt()
+        for name, product in zip(names, products, strict=True)
+    }
+    if "cosine" in needed:
+        result["cosine"] = cosines(result["cosine"], result["grad_norm"], result["exp_avg_norm"])
+    for name, tensors in (("grad_zeros", grads), ("exp_avg_zeros", exp_avgs)):
+        if name in needed:
+            result[name] = layout.stack(
+                [
+                    torch.tensor(p.numel()) if t is None else (t == 0).sum()
+                    for t, p in zip(tensors, params, strict=True)
+                ]
+            )
     return result
 
 
@@ -283,10 +191,10 @@ def standardise(columns: Tensor) -> Tensor:
     spread = centred.square().mean(0).sqrt()
     # Below rounding error of the column's own size, spread is noise (always so with a single
     # group).
-    floor = 16 * torch.finfo(columns.dtype).eps * columns.abs().amax(0)
-    return torch.where(
-        spread > floor, centred / spread.clamp_min(torch.finfo(columns.dtype).tiny), 0.0
-    )
+    limits = torch.finfo(columns.dtype)
+    floor = 16 * limits.eps * columns.abs().amax(0)
+    # In this order NaN stays NaN: a non-finite gradient must not look like a column without spread.
+    return torch.where(spread <= floor, 0.0, centred / spread.clamp_min(limits.tiny))
 
 
 def time_feature(step: int | Tensor, total_steps: int | None, layout: Layout) -> Tensor:

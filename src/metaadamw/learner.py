@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from metaadamw import checkpoint
 from metaadamw.config import MetaConfig, ModulatorConfig
 from metaadamw.evaluation import LossFunction
-from metaadamw.features import EMBEDDING_DIM, Layout, feature_table, group_features
+from metaadamw.features import EMBEDDING_DIM, feature_table, group_features
+from metaadamw.layout import Layout
 from metaadamw.meta_optimizer import MetaOptimizer
 from metaadamw.meta_update import MetaUpdate, TokensOf, check_batches, meta_gradient
 from metaadamw.modulator import Modulation, Modulator
@@ -184,7 +185,7 @@ class Learner:
         if all(isinstance(n, float) for n in numbers):
             return torch.tensor(numbers, device=device, dtype=dtype)
         return torch.stack(
-            [torch.as_tensor(n, device=device).to(dtype).reshape(()) for n in numbers]
+            [torch.as_tensor(n, device=device, dtype=dtype).reshape(()) for n in numbers]
         )
 
     def update(

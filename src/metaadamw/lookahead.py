@@ -23,8 +23,8 @@ from torch import Tensor
 
 from metaadamw.adamw import update_direction
 from metaadamw.config import MetaConfig
-from metaadamw.evaluation import Evaluation, twice_differentiable
-from metaadamw.features import Layout, dots, norms
+from metaadamw.evaluation import Evaluation, once_differentiable, twice_differentiable
+from metaadamw.layout import Layout
 from metaadamw.modulator import Modulation
 from metaadamw.objectives import (
     Alignment,
@@ -77,6 +77,12 @@ class Term:
 
 
 _NO_SECOND_DERIVATIVE = ("is not implemented", "double backward", "differentiate twice")
+
+
+_NEEDS = (
+    "hvp='exact' needs a second derivative that this model does not have ({}); "
+    "hvp='finite_difference' needs none"
+)
 
 
 class NoSecondDerivative(RuntimeError):
@@ -132,7 +138,7 @@ class Lookahead:
         for g, token in enumerate(tokens):
             group = token.group
             betas, lr, decay = group["betas"], group["lr"], group["weight_decay"]
-            rates.append(torch.as_tensor(lr, device=layout.device).to(layout.dtype))
+            rates.append(torch.as_tensor(lr, device=layout.device, dtype=layout.dtype))
             if "bias_corrected_decay" in self.config.as_run:
                 t = max((float(s) for s in token.steps if s is not None), default=0.0) + 1
                 decay = decay / (1 - betas[0] ** t)
@@ -198,8 +204,9 @@ class Lookahead:
         r"""The derivatives with respect to α and β, each [G], from :math:`\nabla\ell(\theta')`."""
         reals = [None if g is None else real_view(g) for g in gradient]
         layout = self.layout
-        along_direction = dots(reals, self.directions, layout) @ layout.sum
-        along_params = dots(reals, self.original, layout) @ layout.sum
+        along_direction, along_params = layout.group_products(
+            (reals, self.directions), (reals, self.original)
+        )
         alpha, beta = self.modulation.alpha, self.modulation.beta
         grad_alpha = -self.rates * (along_direction + beta * self.decays * along_params)
         grad_beta = -self.rates * alpha * self.decays * along_params
@@ -260,10 +267,13 @@ class Lookahead:
         """Eq. 10 from g and g′, and the vector q."""
         layout = self.layout
         reals = [None if g is None else real_view(g.detach()) for g in updated]
+        dot, square, square_updated = layout.group_products(
+            (self.grads, reals), (self.grads, self.grads), (reals, reals)
+        )
         alignment = gradient_alignment(
-            dots(self.grads, reals, layout) @ layout.sum,
-            (norms(self.grads, layout).square() @ layout.sum).sqrt(),
-            (norms(reals, layout).square() @ layout.sum).sqrt(),
+            dot,
+            square.sqrt(),
+            square_updated.sqrt(),
             self.modulation.lambda1,
             self.modulation.lambda2,
         )
@@ -290,6 +300,8 @@ class Lookahead:
         r"""The product :math:`H(\theta')q` by double backward."""
         with twice_differentiable():
             _, updated = self.evaluation.gradient("batch2", batch2, create_graph=True)
+            if once_differentiable(updated):
+                raise NoSecondDerivative(_NEEDS.format("a kernel is marked once_differentiable"))
             alignment, q = self._alignment(updated)
             pairs = [
                 (g, torch.view_as_complex(v) if g.is_complex() else v)
@@ -311,10 +323,7 @@ class Lookahead:
                 product = [next(found) if p.requires_grad else None for p in self.evaluation.params]
             except RuntimeError as error:
                 if any(phrase in str(error) for phrase in _NO_SECOND_DERIVATIVE):
-                    raise NoSecondDerivative(
-                        "hvp='exact' needs a second derivative that this model does not have "
-                        f"({error}); hvp='finite_difference' needs none"
-                    ) from error
+                    raise NoSecondDerivative(_NEEDS.format(error)) from error
                 raise
         return self._alignment_term(alignment, product)
 
@@ -327,7 +336,7 @@ class Lookahead:
         """
         _, updated = self.evaluation.gradient("batch2", batch2)
         alignment, q = self._alignment(updated)
-        norm = torch.linalg.vector_norm(norms(q, self.layout))
+        norm = self.layout.products((q, q)).sum().sqrt()
         if norm == 0:
             return self._alignment_term(alignment, [None] * len(q))
         # ‖εq‖ at the balance of truncation and rounding error: 0.01 in float32, 1e-5 in float64.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from metaadamw.config import MetaConfig
 from metaadamw.evaluation import Evaluation, LossFunction
-from metaadamw.features import Layout
+from metaadamw.layout import Layout
 from metaadamw.lookahead import TERMS, Lookahead, Term, needed_batches, terms_of
 from metaadamw.modulator import Modulator
 from metaadamw.tokens import Token

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from metaadamw.features import cosines
+from metaadamw.layout import cosines
 
 __all__ = ["Alignment", "generalization_gap", "gradient_alignment", "loss_decrease"]
 

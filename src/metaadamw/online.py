@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from metaadamw.adamw import update_direction
-from metaadamw.features import Layout, cosines, dots, norms
+from metaadamw.layout import Layout, cosines, inner_product
 from metaadamw.modulator import Modulation, Modulator
 from metaadamw.tokens import Token
 
@@ -77,13 +77,15 @@ def online_signal(
     )
     rates, decays = last.rates, last.decays
     shrink = 1 - rates * decays
-    grad_previous = (dots(grads, params, layout) @ layout.sum + rates * grad_direction) / shrink
+    grad_param, param_norm, grad_square = layout.group_products(
+        (grads, params), (params, params), (grads, grads)
+    )
+    grad_previous = (grad_param + rates * grad_direction) / shrink
     direction_previous = (direction_param + rates * direction_norm) / shrink
-    param_norm = norms(params, layout).square() @ layout.sum
     previous_norm = (
         param_norm + 2 * rates * direction_param + rates.square() * direction_norm
     ) / shrink.square()
-    grad_norm = (norms(grads, layout).square() @ layout.sum).sqrt()
+    grad_norm = grad_square.sqrt()
     along_step = cosines(
         grad_direction + decays * grad_previous,
         grad_norm,
@@ -134,18 +136,15 @@ def _with_directions(
             betas=(beta1, beta2),
             eps=eps,
             eps_inside_sqrt=eps_inside_sqrt,
-        ).reshape(-1)
+        )
         products.append(
             (
-                zero if grad is None else torch.dot(grad.reshape(-1).to(direction), direction),
-                torch.dot(direction, direction),
-                torch.dot(param.reshape(-1).to(direction), direction),
+                zero if grad is None else inner_product(grad, direction),
+                inner_product(direction, direction),
+                inner_product(param, direction),
             )
         )
-    sums = [
-        torch.stack([p.to(zero, non_blocking=True) for p in column]) @ layout.sum
-        for column in zip(*products, strict=True)
-    ]
+    sums = [layout.stack(column) @ layout.sum for column in zip(*products, strict=True)]
     return sums[0], sums[1], sums[2]
 
 

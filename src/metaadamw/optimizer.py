@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
@@ -154,7 +155,7 @@ class MetaAdamW(Optimizer):
                 param_group["params"] = list(params)  # a generator could be read only once
             names = {str(group["name"]) for group in self.param_groups}
             check_param_group(param_group, self.defaults, len(self.param_groups), names)
-            param_group.setdefault("name", f"group{len(self.param_groups)}")
+            param_group.setdefault("name", _free_name(len(self.param_groups), names))
         super().add_param_group(param_group)
         if self._learner is not None:
             self._learner.regroup(self.param_groups)
@@ -451,3 +452,8 @@ class MetaAdamW(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         """As in torch, and the learned part, which ``deepcopy`` and ``pickle`` would drop."""
         return {**super().__getstate__(), "_learner": self._learner}
+
+
+def _free_name(index: int, taken: set[str]) -> str:
+    """``group<index>``, or the next number that nobody took."""
+    return next(name for i in itertools.count(index) if (name := f"group{i}") not in taken)

@@ -46,9 +46,8 @@ class _Module:
         """Note everything, then set the gradients aside."""
         self.training = [(m, m.training) for m in model.modules()]
         self.buffers = [
-            (m, name, buffer, None if buffer is None else buffer.detach().clone())
+            (m, {k: (b, None if b is None else b.detach().clone()) for k, b in m._buffers.items()})
             for m in model.modules()
-            for name, buffer in m._buffers.items()
         ]
         # Parameters of the optimizer that the model does not own (a loss with weights of its own)
         # count as well.
@@ -61,10 +60,13 @@ class _Module:
     def restore(self) -> None:
         for module, training in self.training:
             module.training = training
-        for module, name, buffer, value in self.buffers:
-            if buffer is not None and value is not None:
-                buffer.copy_(value)
-            module._buffers[name] = buffer
+        for module, buffers in self.buffers:
+            for buffer, value in buffers.values():
+                if buffer is not None and value is not None:
+                    buffer.copy_(value)
+            # Replaced, new or deleted ones as well, and their order.
+            module._buffers.clear()
+            module._buffers.update({name: buffer for name, (buffer, _) in buffers.items()})
         for param, grad, requires_grad in self.params:
             param.requires_grad_(requires_grad)
             param.grad = grad
