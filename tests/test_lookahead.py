@@ -99,6 +99,7 @@ def test_movement_under_each_option(meta: dict[str, Any], hvp: str) -> None:
         ({}, {"eps_inside_sqrt": True}),
         ({}, {"total_steps": None}),
         ({}, {"groups": nn.Module.named_parameters}),
+        ({}, {"groups": nn.Module.named_parameters, "lr": torch.tensor(0.05).double()}),
     ],
     ids=[
         "first",
@@ -110,6 +111,7 @@ def test_movement_under_each_option(meta: dict[str, Any], hvp: str) -> None:
         "eps",
         "open-end",
         "one-group",
+        "lr-tensor",
     ],
 )
 def test_movement_in_other_situations(modulator: dict[str, Any], options: dict[str, Any]) -> None:
@@ -228,6 +230,40 @@ def test_tied_weights(hvp: str) -> None:
         groups=nn.Module.named_parameters,
     )
     assert_moves_as_the_twin(problem, hvp)
+
+
+class Rotation(nn.Module):
+    """A complex weight, or the same numbers as pairs of reals."""
+
+    def __init__(self, *, as_complex: bool) -> None:
+        super().__init__()
+        pairs = torch.randn(3, 2, 2, dtype=torch.float64)
+        self.weight = nn.Parameter(torch.view_as_complex(pairs) if as_complex else pairs)
+        self.shift = nn.Parameter(torch.randn(2, dtype=torch.float64))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        weight = self.weight if self.weight.is_complex() else torch.view_as_complex(self.weight)
+        rotated = torch.view_as_real(inputs.to(torch.complex128) @ weight)
+        return rotated.tanh().sum(-1) + self.shift
+
+
+@pytest.mark.parametrize("hvp", ["exact", "finite_difference"])
+@pytest.mark.parametrize("features", ["enhanced", "scale_free"])
+@pytest.mark.parametrize("mode", ["lookahead", "online"])
+def test_complex_parameters_are_pairs_of_reals(mode: str, features: str, hvp: str) -> None:
+    """The same sums in the same order, but for complex kernels' own rounding: 1e-12."""
+    weights = []
+    for as_complex in (True, False):
+        problem = Problem(
+            {"features": features},
+            {"mode": mode, "hvp": hvp},
+            model=lambda as_complex=as_complex: Rotation(as_complex=as_complex),
+            groups=nn.Module.named_parameters,
+        )
+        if mode == "lookahead":
+            assert problem.update().hvp == hvp
+        weights.append(problem.weights())
+    assert_close(weights[0], weights[1], 1e-12 if hvp == "exact" else 1e-9)
 
 
 # Proofs that need no twin -----------------------------------------------------------------------
