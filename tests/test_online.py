@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -13,11 +13,36 @@ from torch.optim import lr_scheduler
 
 from metaadamw import MetaAdamW, MetaConfig, ModulatorConfig
 from tests.reference.adamw import step_tensors
-from tests.reference.online import cosine_signal, online_gradient
-from tests.reference.state import groups_from_optimizer, state_from_optimizer
-from tests.twin import META_LR, Problem, assert_close, reference_modulator, small_batch
+from tests.reference.online import OnlineSignal, cosine_signal, online_gradient, raw_signal
+from tests.reference.state import (
+    ReferenceGroup,
+    ReferenceState,
+    groups_from_optimizer,
+    state_from_optimizer,
+)
+from tests.twin import (
+    META_LR,
+    Problem,
+    assert_close,
+    reference_modulator,
+    small_batch,
+    small_groups,
+    small_model,
+)
 
 FEATURES = ["basic", "basic_plus", "enhanced", "norm_basic", "norm_basic_plus", "scale_free"]
+
+
+def double(tensors: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+    """Copies in float64 of the tensors that are there."""
+    return {n: t.detach().to(torch.float64, copy=True) for n, t in tensors.items() if t is not None}
+
+
+def expected_signal(memory: dict[str, Any], grads: Mapping[str, Tensor | None]) -> OnlineSignal:
+    """The cosines; 0 where the slope itself is 0, as without learning rate or weight decay."""
+    arguments = memory["groups"], memory["theta"], memory["d"], grads
+    slopes, cosines = raw_signal(*arguments, memory["alpha"]), cosine_signal(*arguments)
+    return OnlineSignal(cosines.alpha * (slopes.alpha != 0), cosines.beta * (slopes.beta != 0))
 
 
 def run_beside_the_twin(
@@ -26,6 +51,8 @@ def run_beside_the_twin(
     steps: int = 6,
     missing: Callable[[int, int], bool] = lambda step, index: False,
     scheduler: Callable[[torch.optim.Optimizer], Any] | None = None,
+    batch: Callable[[], Any] = small_batch,
+    tolerance: float = 1e-9,
 ) -> int:
     """Train; after each step compare the movement of the modulator with the twin's gradient.
 
@@ -43,29 +70,23 @@ def run_beside_the_twin(
     learned = 0
     for step in range(steps):
         optimizer.zero_grad()
-        problem.loss_fn(problem.model, small_batch()).backward()
+        problem.loss_fn(problem.model, batch()).backward()
         for index, (_, param) in enumerate(named):
             if missing(step, index):
                 param.grad = None
-        grads = {n: None if p.grad is None else p.grad.clone() for n, p in named}
-        if not any(grad is not None for grad in grads.values()):
-            before = problem.weights()
-            optimizer.step()  # nothing moves, and the step before is still the last one
-            assert all(torch.equal(w, before[n]) for n, w in problem.weights().items())
-            continue
+        grads = double({name: param.grad for name, param in named})
         groups = groups_from_optimizer(optimizer, named)
         state = state_from_optimizer(optimizer, named)
         twin, before = reference_modulator(optimizer), problem.weights()
         optimizer.step()
-        movement = {n: (w - problem.weights()[n]) / META_LR for n, w in before.items()}
-        raw = movement.pop("raw")
-        assert not raw.any()  # no objective to be weighted here
+        movement = double({n: (w - problem.weights()[n]) / META_LR for n, w in before.items()})
+        assert not movement.pop("raw").any()  # no objective to be weighted here
 
-        refreshed = step % problem.config.update_every == 0
+        refreshed = bool(grads) and step % problem.config.update_every == 0
         if memory is None or not refreshed or step < meta.warmup_steps:
             expected = {name: torch.zeros_like(weight) for name, weight in movement.items()}
         else:
-            signal = cosine_signal(memory["groups"], memory["theta"], memory["d"], grads)
+            signal = expected_signal(memory, grads)
             expected = online_gradient(
                 twin,
                 memory["features"],
@@ -76,27 +97,40 @@ def run_beside_the_twin(
             learned += 1
             assert signal.alpha.any()
             assert signal.beta.any()
-        assert_close(movement, expected, 1e-9)
+        assert_close(movement, expected, tolerance)
 
-        alpha, beta = optimizer.modulation.alpha.detach(), optimizer.modulation.beta.detach()
-        stepped = step_tensors(
-            state,
-            groups,
-            grads,
-            alpha,
-            beta,
-            eps_inside_sqrt=problem.options.get("eps_inside_sqrt", False),
-        )
-        assert optimizer.features is not None
-        memory = {
-            "groups": groups,
-            "theta": state.parameters,
-            "d": {name: tensor.direction for name, tensor in stepped.items()},
-            "features": optimizer.features.clone(),
-        }
+        if grads:  # otherwise the step before is still the last one
+            memory = memory_of(problem, state, groups, grads)
         if schedule is not None:
             schedule.step()
     return learned
+
+
+def memory_of(
+    problem: Problem,
+    state: ReferenceState,
+    groups: list[ReferenceGroup],
+    grads: Mapping[str, Tensor | None],
+) -> dict[str, Any]:
+    """theta_t and d_t of the step that was just taken, and what alpha and beta came from."""
+    optimizer = problem.optimizer
+    assert optimizer.features is not None
+    state = ReferenceState(
+        parameters=double(state.parameters),
+        exp_avg=double(state.exp_avg),
+        exp_avg_sq=double(state.exp_avg_sq),
+        steps=state.steps,
+    )
+    alpha, beta = (f.detach().double() for f in optimizer.modulation[:2])
+    eps_inside_sqrt = problem.options.get("eps_inside_sqrt", False)
+    stepped = step_tensors(state, groups, grads, alpha, beta, eps_inside_sqrt=eps_inside_sqrt)
+    return {
+        "groups": groups,
+        "theta": state.parameters,
+        "d": {name: tensor.direction for name, tensor in stepped.items()},
+        "features": optimizer.features.double().clone(),
+        "alpha": alpha,
+    }
 
 
 def online(modulator: dict[str, Any] | None = None, **meta: Any) -> Problem:
@@ -164,6 +198,28 @@ def test_movement_with_missing_gradients() -> None:
 def test_movement_while_a_scheduler_runs(scheduler: Callable[..., Any]) -> None:
     """Step t was taken with the hyperparameters of then, not with those of now."""
     assert run_beside_the_twin(online(), scheduler=scheduler) == 5
+
+
+def test_groups_without_learning_rate_or_weight_decay() -> None:
+    """alpha does nothing in the one, beta in neither: no signal for what has no effect."""
+
+    def groups(model: nn.Module) -> list[dict[str, Any]]:
+        first, second, third = small_groups(model)
+        return [first | {"weight_decay": 0.0}, second | {"lr": 0.0}, third]
+
+    problem = Problem(None, {"mode": "online"}, steps=0, groups=groups)
+    assert run_beside_the_twin(problem) == 5
+
+
+def test_movement_in_single_precision() -> None:
+    """6e-8 of the weights lost in the difference, over META_LR, and some 100 roundings: 1e-5."""
+    problem = Problem(None, {"mode": "online"}, steps=0, model=lambda: small_model().float())
+
+    def batch() -> tuple[Tensor, Tensor]:
+        inputs, targets = small_batch()
+        return inputs.float(), targets.float()
+
+    assert run_beside_the_twin(problem, batch=batch, tolerance=1e-5) == 5
 
 
 def test_movement_between_refreshes() -> None:
