@@ -151,6 +151,8 @@ def test_a_relay_of_fresh_runs(setting):
         assert_same(relay.results(), run.results(), f"after position {position}")
 
 
+# A copied scheduler does not recognise the copied optimizer's step().
+@pytest.mark.filterwarnings("ignore:Seems like `optimizer.step\\(\\)` has been overridden")
 @pytest.mark.parametrize(
     ("setting", "route"),
     [

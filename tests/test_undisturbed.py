@@ -116,11 +116,15 @@ NONSENSE = {
 }
 
 
-@pytest.mark.parametrize("call", [1, 2, 3, 4])
-@pytest.mark.parametrize(("spoil", "words"), NONSENSE.values(), ids=NONSENSE)
-def test_nonsense_is_refused_and_changes_nothing(spoil, words, call):
-    if call == 2 and words in ("graph", "parameters"):
-        pytest.skip("the second evaluation, L(θ; val), needs no graph")
+NONSENSE_AT = [
+    pytest.param(call, *case, id=f"{name}, call {call}")
+    for call, (name, case) in itertools.product((1, 2, 3, 4), NONSENSE.items())
+    if not (call == 2 and case[1] in ("graph", "parameters"))  # L(θ; val) needs no graph
+]
+
+
+@pytest.mark.parametrize(("call", "spoil", "words"), NONSENSE_AT)
+def test_nonsense_is_refused_and_changes_nothing(call, spoil, words):
     model, optimizer = prepared()
     before = full_snapshot(model, optimizer)
     count = itertools.count(1)
@@ -201,12 +205,12 @@ def test_a_loss_with_side_effects_changes_nothing(mischief, when, hvp):
     done = []
 
     def loss(model, data):
+        done.append(True)
         if when == "before":
             mischief(model)
         value = loss_fn(model, data)
         if when == "after":
             mischief(model)
-        done.append(True)
         return value
 
     with contextlib.suppress(Exception):  # some of these make a meta-update impossible
