@@ -163,3 +163,19 @@ def test_dropout_of_different_batches() -> None:
     assert update.loss_decrease == 0.0
     assert update.generalization_gap is not None
     assert update.generalization_gap > 0.0
+
+
+@pytest.mark.parametrize("hvp", ["exact", "finite_difference"])
+@pytest.mark.parametrize("gap_at", ["theta", "theta_prime"])
+def test_each_batch_has_a_random_stream_of_its_own(gap_at: str, hvp: str) -> None:
+    """One stream for all evaluations of a batch, and never that of another batch."""
+    drawn: dict[int, set[float]] = {}
+
+    def loss_fn(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        drawn.setdefault(id(batch), set()).add(torch.rand(()).item())
+        return (model(batch[0]) - batch[1]).square().mean()
+
+    case = Problem(meta={"hvp": hvp, "gap_at": gap_at}, loss_fn=loss_fn, steps=0)
+    assert case.update().applied
+    assert [len(drawn[id(batch)]) for batch in case.batches.values()] == [1, 1, 1]
+    assert len(set.union(*drawn.values())) == 3
