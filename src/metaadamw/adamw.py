@@ -44,11 +44,14 @@ def update_direction(
 
     or, as printed, :math:`\hat m / \sqrt{\hat v + \epsilon}`.
     """
-    exp_avg_hat = exp_avg / (1 - betas[0] ** step)
-    exp_avg_sq_hat = exp_avg_sq / (1 - betas[1] ** step)
+    bias_correction1, bias_correction2 = 1 - betas[0] ** step, 1 - betas[1] ** step
+    # The corrections are moved into the denominator, the one temporary.
     if eps_inside_sqrt:
-        return exp_avg_hat.div_(exp_avg_sq_hat.add_(eps).sqrt_())
-    return exp_avg_hat.div_(exp_avg_sq_hat.sqrt_().add_(eps))
+        denom = exp_avg_sq.div(bias_correction2).add_(eps).sqrt_().mul_(bias_correction1)
+    else:
+        denom = exp_avg_sq.sqrt().mul_(bias_correction1 / bias_correction2**0.5)
+        denom.add_(eps * bias_correction1)
+    return torch.div(exp_avg, denom, out=denom)
 
 
 def adamw_plain(

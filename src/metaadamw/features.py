@@ -7,15 +7,15 @@ statistics are taken with the new gradient and with the moments and parameters b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
 from metaadamw.config import ModulatorConfig
-from metaadamw.layout import Layout, cosines
+from metaadamw.layout import Column, Layout, cosines
 from metaadamw.tokens import Token
 
 __all__ = ["FEATURE_TABLES", "Feature", "feature_table", "group_features"]
@@ -129,39 +129,56 @@ def feature_table(config: ModulatorConfig) -> tuple[Feature, ...]:
     return tuple(f for f in table if f.option is None or getattr(config, f.option))
 
 
-def tensor_statistics(
-    tokens: Sequence[Token], needed: set[str], layout: Layout
-) -> dict[str, Tensor]:
-    """The ``needed`` statistics of every tensor, each [P], and nothing else."""
-    params = [p for token in tokens for p in token.params]
-    grads = [g for token in tokens for g in token.grads]
-    exp_avgs = [m for token in tokens for m in token.exp_avgs]
-    exp_avg_sqs = [v for token in tokens for v in token.exp_avg_sqs]
-    pairs: dict[str, tuple[Sequence[Tensor | None], Sequence[Tensor | None]]] = {
-        "grad_norm": (grads, grads),
-        "cosine": (grads, exp_avgs),
-        "exp_avg_norm": (exp_avgs, exp_avgs),
-        "param_norm": (params, params),
-        "exp_avg_sq_norm": (exp_avg_sqs, exp_avg_sqs),
-    }
+_PRODUCTS = {
+    "grad_norm": ("grad", "grad"),
+    "cosine": ("grad", "exp_avg"),
+    "exp_avg_norm": ("exp_avg", "exp_avg"),
+    "param_norm": ("param", "param"),
+    "exp_avg_sq_norm": ("exp_avg_sq", "exp_avg_sq"),
+}
+"""The inner product behind each statistic; the cosine needs those of its two norms as well."""
+
+
+def needed_products(table: Sequence[Feature]) -> list[tuple[str, str]]:
+    """The inner products that the columns are made of, and nothing else."""
+    needed = {f.statistic for f in table}
     if "cosine" in needed:
-        needed = needed | {"grad_norm", "exp_avg_norm"}
-    names = [name for name in pairs if name in needed]
-    products = layout.products(*(pairs[name] for name in names))
+        needed |= {"grad_norm", "exp_avg_norm"}
+    return [pair for name, pair in _PRODUCTS.items() if name in needed]
+
+
+def tensor_columns(tokens: Sequence[Token]) -> dict[str, Column]:
+    """All gradients, moments and parameters, tensor by tensor."""
+    return {
+        "grad": [g for token in tokens for g in token.grads],
+        "exp_avg": [m for token in tokens for m in token.exp_avgs],
+        "param": [p for token in tokens for p in token.params],
+        "exp_avg_sq": [v for token in tokens for v in token.exp_avg_sqs],
+    }
+
+
+def tensor_statistics(
+    columns: Mapping[str, Column],
+    products: Mapping[tuple[str, str], Tensor],
+    needed: set[str],
+    layout: Layout,
+) -> dict[str, Tensor]:
+    """The statistics of every tensor that the products give, and the ``needed`` shares; [P]."""
     result = {
-        name: product if name == "cosine" else product.sqrt()
-        for name, product in zip(names, products, strict=True)
+        name: products[pair] if name == "cosine" else products[pair].sqrt()
+        for name, pair in _PRODUCTS.items()
+        if pair in products
     }
     if "cosine" in needed:
         result["cosine"] = cosines(result["cosine"], result["grad_norm"], result["exp_avg_norm"])
-    for name, tensors in (("grad_zeros", grads), ("exp_avg_zeros", exp_avgs)):
+    for name, column in (("grad_zeros", "grad"), ("exp_avg_zeros", "exp_avg")):
         if name in needed:
-            result[name] = layout.stack(
-                [
-                    torch.tensor(p.numel()) if t is None else (t == 0).sum()
-                    for t, p in zip(tensors, params, strict=True)
-                ]
+            tensors, params = cast(Any, columns[column]), cast(Any, columns["param"])
+            zeros = (
+                torch.tensor(p.numel()) if t is None else (t == 0).sum()
+                for t, p in zip(tensors, params, strict=True)
             )
+            result[name] = layout.stack([z.to(layout.zero) for z in zeros])
     return result
 
 
@@ -205,7 +222,8 @@ def time_feature(step: int | Tensor, total_steps: int | None, layout: Layout) ->
 
 @torch.no_grad()
 def group_features(
-    tokens: Sequence[Token],
+    columns: Mapping[str, Column],
+    products: Mapping[tuple[str, str], Tensor],
     table: Sequence[Feature],
     layout: Layout,
     step: int | Tensor,
@@ -217,23 +235,22 @@ def group_features(
     gradients, moments and parameters are.
 
     Args:
-        tokens: the groups' tensors.
-        table: the columns, from ``feature_table``.
+        columns: from ``tensor_columns``.
+        products: their ``needed_products``, from ``layout.products``.
+        table: the features, from ``feature_table``.
         layout: the layout of the groups.
         step: the step t about to be taken, from 1.
         total_steps: T, if known.
     """
-    per_tensor = tensor_statistics(tokens, {f.statistic for f in table}, layout)
-    per_group = {
+    statistics = tensor_statistics(columns, products, {f.statistic for f in table}, layout)
+    statistics |= {
         "log_numel": layout.log_numel,
         "bias_ratio": layout.bias_ratio,
         "depth": layout.depth,
         "time_step": time_feature(step, total_steps, layout),
     }
-    columns = torch.stack(
-        [_reduce(f, (per_tensor | per_group)[f.statistic], layout) for f in table], dim=1
-    )
+    matrix = torch.stack([_reduce(f, statistics[f.statistic], layout) for f in table], dim=1)
     if any(f.standardise for f in table):
         mask = torch.tensor([f.standardise for f in table], device=layout.device)
-        columns = torch.where(mask, standardise(columns), columns)
-    return columns
+        matrix = torch.where(mask, standardise(matrix), matrix)
+    return matrix

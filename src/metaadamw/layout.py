@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,10 @@ from torch import Tensor
 
 from metaadamw.groups import is_bias, normalized_depths
 
-__all__ = ["Layout", "cosines", "inner_product"]
+__all__ = ["Column", "Layout", "cosines"]
+
+Column = Sequence[Tensor | None] | Callable[[int], Tensor | None]
+"""P tensors, or a function that makes the one at a position."""
 
 
 class Layout:
@@ -31,6 +34,12 @@ class Layout:
         self.param_ids = tuple(id(p) for group in param_groups for p in group["params"])
         self.device, self.dtype = device, dtype
         self.sizes = counts
+        self.zero = torch.zeros((), dtype=dtype, device=device)
+        params = [p for group in param_groups for p in group["params"]]
+        self.uniform = all(
+            p.device == device and (torch.finfo(p.dtype).bits == 64) == (dtype == torch.float64)
+            for p in params
+        )
         self.group_of = torch.tensor(group_of, dtype=torch.long, device=device)
         # Sums and means over the tensors of a group are one small matrix product.
         membership = torch.zeros(len(counts), len(group_of), dtype=dtype)
@@ -69,46 +78,50 @@ class Layout:
 
     def stack(self, values: Sequence[Tensor]) -> Tensor:
         """Scalars of any device and precision as one vector."""
-        return torch.stack(
-            [
-                v
-                if v.dtype == self.dtype and v.device == self.device
-                else v.to(device=self.device, dtype=self.dtype, non_blocking=True)
-                for v in values
-            ]
-        )
+        if not self.uniform:
+            values = [v.to(self.zero, non_blocking=True) for v in values]
+        return torch.stack(list(values)) if values else self.zero.expand(0)
 
-    def products(self, *pairs: tuple[Sequence[Tensor | None], Sequence[Tensor | None]]) -> Tensor:
-        """Inner products of the tensors of each pair of lists, [len(pairs), P]; None counts as 0.
+    def products(
+        self, columns: Mapping[str, Column], pairs: Sequence[tuple[str, str]]
+    ) -> dict[tuple[str, str], Tensor]:
+        """Inner products of the tensors of two columns, [P] for each pair of names; None counts as 0.
 
-        All products of one tensor are taken together, while it is in the cache.
+        All products of one tensor are taken together, while it is in the cache. ``dot`` also serves
+        for squared norms: on a CPU it runs at the memory's speed, not so ``norm``.
+
+        Args:
+            columns: lists of P tensors, or functions of the position.
+            pairs: names of two columns each.
         """
-        zero = torch.zeros((), dtype=self.dtype, device=self.device)
-        rows = zip(*(zip(xs, ys, strict=True) for xs, ys in pairs), strict=True)
-        values = [
-            zero if x is None or y is None else inner_product(x, y) for row in rows for x, y in row
-        ]
-        if not values:
-            return zero.expand(len(pairs), 0)
-        return self.stack(values).view(-1, len(pairs)).T
+        names = list(dict.fromkeys(name for pair in pairs for name in pair))
+        values = []
+        for i in range(len(self.group_of)):
+            flat = {name: _flat(column(i)) for name in names if (column := _at(columns[name]))}
+            for x, y in pairs:
+                left, right = flat[x], flat[y]
+                missing = left is None or right is None
+                values.append(self.zero if missing else torch.dot(left, right))  # type: ignore[arg-type]
+        table = self.stack(values).view(-1, len(pairs)).T
+        return dict(zip(pairs, table, strict=True))
 
     def group_products(
-        self, *pairs: tuple[Sequence[Tensor | None], Sequence[Tensor | None]]
-    ) -> Tensor:
-        """Inner products of the groups' concatenated tensors: [len(pairs), G]."""
-        return self.products(*pairs) @ self.sum
+        self, columns: Mapping[str, Column], pairs: Sequence[tuple[str, str]]
+    ) -> list[Tensor]:
+        """Inner products of the groups' concatenated tensors, [G] for each pair."""
+        return [product @ self.sum for product in self.products(columns, pairs).values()]
 
 
-def inner_product(x: Tensor, y: Tensor) -> Tensor:
-    """Sum of the products of the entries, a scalar; half precision is accumulated in float32.
+def _at(column: Column) -> Callable[[int], Tensor | None]:
+    return column if callable(column) else column.__getitem__
 
-    It also serves for squared norms: on a CPU ``dot`` runs at the memory's speed, not so ``norm``.
-    """
-    x, y = x.reshape(-1), y.reshape(-1)
-    if x.dtype != y.dtype or x.dtype in (torch.bfloat16, torch.float16):
-        dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
-        x, y = x.to(dtype), y.to(dtype)
-    return torch.dot(x, y)
+
+def _flat(tensor: Tensor | None) -> Tensor | None:
+    """One-dimensional, and in float32 if it is in half precision."""
+    if tensor is None:
+        return None
+    flat = tensor.reshape(-1)
+    return flat.float() if flat.dtype in (torch.bfloat16, torch.float16) else flat
 
 
 def cosines(products: Tensor, x_norms: Tensor, y_norms: Tensor) -> Tensor:

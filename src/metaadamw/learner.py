@@ -14,12 +14,24 @@ from torch import Tensor, nn
 from metaadamw import checkpoint
 from metaadamw.config import MetaConfig, ModulatorConfig
 from metaadamw.evaluation import LossFunction
-from metaadamw.features import EMBEDDING_DIM, feature_table, group_features
-from metaadamw.layout import Layout
+from metaadamw.features import (
+    EMBEDDING_DIM,
+    feature_table,
+    group_features,
+    needed_products,
+    tensor_columns,
+)
+from metaadamw.layout import Column, Layout
 from metaadamw.meta_optimizer import MetaOptimizer
 from metaadamw.meta_update import MetaUpdate, TokensOf, check_batches, meta_gradient
 from metaadamw.modulator import Modulation, Modulator
-from metaadamw.online import LastStep, modulator_gradient, online_signal
+from metaadamw.online import (
+    ONLINE_PRODUCTS,
+    LastStep,
+    directions,
+    modulator_gradient,
+    online_signal,
+)
 from metaadamw.replay import Schedule
 from metaadamw.tokens import Token
 from metaadamw.uncertainty import PriorityUncertaintyWeighting
@@ -61,6 +73,7 @@ class Learner:
         dtype = torch.float64 if double else torch.float32
         device = params[0].device
         self.table = feature_table(config)
+        self.products = needed_products(self.table)
         self.layout = Layout(param_groups, device, dtype)
         self.modulator = Modulator(
             len(self.table),
@@ -121,11 +134,21 @@ class Learner:
 
     def compute_features(self, tokens: Sequence[Token]) -> Tensor:
         """The features of the step about to be taken, [G, F]."""
-        if not self.layout.fits([token.group for token in tokens]):
-            groups = [token.group for token in tokens]
+        self._follow(tokens)
+        columns = tensor_columns(tokens)
+        return self._features(columns, self.layout.products(columns, self.products))
+
+    def _follow(self, tokens: Sequence[Token]) -> None:
+        """Notice parameters that were exchanged in the groups."""
+        groups = [token.group for token in tokens]
+        if not self.layout.fits(groups):
             self.layout = Layout(groups, self.layout.device, self.layout.dtype)
+
+    def _features(
+        self, columns: Mapping[str, Column], products: Mapping[tuple[str, str], Tensor]
+    ) -> Tensor:
         step = self.device_steps + 1 if self.capturable else self.steps + 1
-        return group_features(tokens, self.table, self.layout, step, self.total_steps)
+        return group_features(columns, products, self.table, self.layout, step, self.total_steps)
 
     def modulate(self, tokens: Sequence[Token]) -> Modulation:
         """Lines 2–3 of Algorithm 1, every ``update_every`` steps; learns first in mode "online"."""
@@ -133,9 +156,17 @@ class Learner:
             layout = self.layout
             self.modulation = self.schedule.at(self.steps, layout.device, layout.dtype)
         elif self.modulation is None or self.steps % self.config.update_every == 0:
-            if self.meta.mode == "online" and self.steps >= self.meta.warmup_steps:
-                self._learn_online(tokens)
-            features = self.compute_features(tokens)
+            self._follow(tokens)
+            columns, pairs = tensor_columns(tokens), self.products
+            learns = self.meta.mode == "online" and self.steps >= self.meta.warmup_steps
+            if learns and self.last is not None:
+                inside = self.eps_inside_sqrt
+                columns["direction"] = directions(tokens, self.last, eps_inside_sqrt=inside)
+                pairs = list(dict.fromkeys([*pairs, *ONLINE_PRODUCTS]))
+            products = self.layout.products(columns, pairs)
+            if learns and self.last is not None:
+                self._learn_online(products, self.last)
+            features = self._features(columns, products)
             finite = torch.isfinite(features).all()
             held = torch.zeros_like(features) if self.features is None else self.features
             # A non-finite gradient must not reach the modulator: it sees the last features again.
@@ -144,17 +175,13 @@ class Learner:
             self.modulation = self.modulator(self.features)
         return cast(Modulation, self.modulation)
 
-    def _learn_online(self, tokens: Sequence[Token]) -> None:
+    def _learn_online(self, products: Mapping[tuple[str, str], Tensor], last: LastStep) -> None:
         """One update from the step before and the gradient that followed it."""
-        if self.last is None:
-            return
-        signals = online_signal(
-            tokens, self.last, self.layout, eps_inside_sqrt=self.eps_inside_sqrt
-        )
+        signals = online_signal(products, last, self.layout)
         learned = self.learned
         gradient = modulator_gradient(
             self.modulator,
-            self.last.features,
+            last.features,
             *signals,
             learned,
             self.meta.weight_decay,

@@ -205,7 +205,8 @@ class Lookahead:
         reals = [None if g is None else real_view(g) for g in gradient]
         layout = self.layout
         along_direction, along_params = layout.group_products(
-            (reals, self.directions), (reals, self.original)
+            {"gradient": reals, "direction": self.directions, "param": self.original},
+            [("gradient", "direction"), ("gradient", "param")],
         )
         alpha, beta = self.modulation.alpha, self.modulation.beta
         grad_alpha = -self.rates * (along_direction + beta * self.decays * along_params)
@@ -268,7 +269,8 @@ class Lookahead:
         layout = self.layout
         reals = [None if g is None else real_view(g.detach()) for g in updated]
         dot, square, square_updated = layout.group_products(
-            (self.grads, reals), (self.grads, self.grads), (reals, reals)
+            {"g": self.grads, "updated": reals},
+            [("g", "updated"), ("g", "g"), ("updated", "updated")],
         )
         alignment = gradient_alignment(
             dot,
@@ -336,7 +338,8 @@ class Lookahead:
         """
         _, updated = self.evaluation.gradient("batch2", batch2)
         alignment, q = self._alignment(updated)
-        norm = self.layout.products((q, q)).sum().sqrt()
+        (square,) = self.layout.group_products({"q": q}, [("q", "q")])
+        norm = square.sum().sqrt()
         if norm == 0:
             return self._alignment_term(alignment, [None] * len(q))
         # ‖εq‖ at the balance of truncation and rounding error: 0.01 in float32, 1e-5 in float64.

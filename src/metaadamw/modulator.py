@@ -2,6 +2,7 @@ r"""Sec. 3.4: the attention module :math:`\Phi`, from features [G, F] to α, β,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -27,6 +28,28 @@ class Modulation(NamedTuple):
     beta: Tensor
     lambda1: Tensor
     lambda2: Tensor
+
+
+def encoder_layer(x: Tensor, weights: Sequence[Tensor], heads: int) -> Tensor:
+    """A pre-norm Transformer encoder layer, [G, D] to [G, D], as plain tensor operations.
+
+    The same numbers as ``nn.TransformerEncoderLayer(norm_first=True, dropout=0)``.
+
+    Args:
+        x: one token for each group.
+        weights: the twelve tensors of the layer, in the order of ``Modulator.encoder_tensors``.
+        heads: attention heads, a divisor of D.
+    """
+    in_weight, in_bias, out_weight, out_bias, *norms, weight1, bias1, weight2, bias2 = weights
+    groups, dim = x.shape
+    y = F.layer_norm(x, (dim,), norms[0], norms[1])
+    qkv = F.linear(y, in_weight, in_bias).view(groups, 3, heads, dim // heads)
+    query, key, value = qkv.permute(1, 2, 0, 3)  # each [heads, G, D / heads]
+    scores = (query * (dim // heads) ** -0.5) @ key.transpose(1, 2)
+    mixed = (torch.softmax(scores, dim=-1) @ value).transpose(0, 1).reshape(groups, dim)
+    x = x + F.linear(mixed, out_weight, out_bias)
+    y = F.layer_norm(x, (dim,), norms[2], norms[3])
+    return x + F.linear(F.relu(F.linear(y, weight1, bias1)), weight2, bias2)
 
 
 class Modulator(nn.Module):
@@ -143,31 +166,17 @@ class Modulator(nn.Module):
         if hasattr(self, "group_embedding"):
             x = torch.cat([x, self.group_embedding], dim=1)
         x = F.pad(x, (0, self.dim - x.shape[1]))
-        groups, dim, heads = x.shape[0], self.dim, self.config.heads
-        scale = (dim // heads) ** -0.5
-        for (
-            in_proj_weight,
-            in_proj_bias,
-            out_proj_weight,
-            out_proj_bias,
-            norm1_weight,
-            norm1_bias,
-            norm2_weight,
-            norm2_bias,
-            linear1_weight,
-            linear1_bias,
-            linear2_weight,
-            linear2_bias,
-        ) in zip(*(t.unbind(0) for t in self.encoder_tensors()), strict=True):
-            y = F.layer_norm(x, (dim,), norm1_weight, norm1_bias)
-            qkv = F.linear(y, in_proj_weight, in_proj_bias).view(groups, 3, heads, dim // heads)
-            query, key, value = qkv.permute(1, 2, 0, 3)  # each [heads, G, D / heads]
-            attention = torch.softmax((query * scale) @ key.transpose(1, 2), dim=-1)
-            mixed = (attention @ value).transpose(0, 1).reshape(groups, dim)
-            x = x + F.linear(mixed, out_proj_weight, out_proj_bias)
-            y = F.layer_norm(x, (dim,), norm2_weight, norm2_bias)
-            hidden = F.relu(F.linear(y, linear1_weight, linear1_bias))
-            x = x + F.linear(hidden, linear2_weight, linear2_bias)
+        layers = zip(*(t.unbind(0) for t in self.encoder_tensors()), strict=True)
+        if not torch.is_grad_enabled():
+            # One kernel for a layer, the one behind nn.TransformerEncoderLayer in inference.
+            heads, z = self.config.heads, x.unsqueeze(0)
+            for w in layers:
+                z = torch._transformer_encoder_layer_fwd(  # type: ignore[attr-defined]
+                    *(z, self.dim, heads, *w[:4], False, True, 1e-5, *w[4:])
+                )
+            return z.squeeze(0)
+        for weights in layers:
+            x = encoder_layer(x, weights, self.config.heads)
         return x
 
     def forward(self, features: Tensor) -> Modulation:

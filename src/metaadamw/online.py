@@ -19,18 +19,24 @@ No buffer is kept: :math:`\hat u_t` follows from the moments, which have not cha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from metaadamw.adamw import update_direction
-from metaadamw.layout import Layout, cosines, inner_product
+from metaadamw.layout import Column, Layout, cosines
 from metaadamw.modulator import Modulation, Modulator
 from metaadamw.tokens import Token
 
-__all__ = ["LastStep", "modulator_gradient", "online_signal"]
+__all__ = [
+    "ONLINE_PRODUCTS",
+    "LastStep",
+    "directions",
+    "modulator_gradient",
+    "online_signal",
+]
 
 
 class LastStep(NamedTuple):
@@ -52,84 +58,30 @@ class LastStep(NamedTuple):
     hyperparameters: tuple[tuple[float, float, float], ...]
 
 
-@torch.no_grad()
-def online_signal(
-    tokens: Sequence[Token], last: LastStep, layout: Layout, *, eps_inside_sqrt: bool
-) -> tuple[Tensor, Tensor]:
-    r""":math:`-\cos(g_{t+1}, d_{t,g})` and :math:`-\cos(g_{t+1}, \theta_{t,g})`, each [G].
-
-    Call it before the moments and parameters change. A missing gradient counts as zero; a tensor
-    that did not move in step t is left out of :math:`d_t` and :math:`\theta_t`.
-
-    Args:
-        tokens: the groups, with the new gradient.
-        last: the last step.
-        layout: the layout of the groups.
-        eps_inside_sqrt: the printed form of Eq. 4.
-    """
-    grads = [grad for token in tokens for grad in token.grads]
-    params = [
-        param if moved else None
-        for param, moved in zip((p for t in tokens for p in t.params), last.moved, strict=True)
-    ]
-    grad_direction, direction_norm, direction_param = _with_directions(
-        tokens, grads, params, last, layout, eps_inside_sqrt
-    )
-    rates, decays = last.rates, last.decays
-    shrink = 1 - rates * decays
-    grad_param, param_norm, grad_square = layout.group_products(
-        (grads, params), (params, params), (grads, grads)
-    )
-    grad_previous = (grad_param + rates * grad_direction) / shrink
-    direction_previous = (direction_param + rates * direction_norm) / shrink
-    previous_norm = (
-        param_norm + 2 * rates * direction_param + rates.square() * direction_norm
-    ) / shrink.square()
-    grad_norm = grad_square.sqrt()
-    along_step = cosines(
-        grad_direction + decays * grad_previous,
-        grad_norm,
-        (direction_norm + 2 * decays * direction_previous + decays.square() * previous_norm)
-        .clamp_min(0)
-        .sqrt(),
-    )
-    along_params = cosines(grad_previous, grad_norm, previous_norm.clamp_min(0).sqrt())
-    # Without a learning rate nothing moved, and without weight decay β does nothing.
-    moving, decaying = rates != 0, decays != 0
-    return -along_step.where(moving, 0.0), -along_params.where(moving & decaying, 0.0)
+ONLINE_PRODUCTS = [
+    ("grad", "grad"),
+    ("grad", "param"),
+    ("param", "param"),
+    ("grad", "direction"),
+    ("direction", "direction"),
+    ("param", "direction"),
+]
+"""The inner products that the signal is made of."""
 
 
-def _with_directions(
-    tokens: Sequence[Token],
-    grads: Sequence[Tensor | None],
-    params: Sequence[Tensor | None],
-    last: LastStep,
-    layout: Layout,
-    eps_inside_sqrt: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    r""":math:`\langle g, \hat u\rangle, \lVert\hat u\rVert^2, \langle\hat u, \theta\rangle`, [G].
-
-    One direction exists at a time.
-    """
-    products: list[tuple[Tensor, Tensor, Tensor]] = []
-    zero = torch.zeros((), device=layout.device, dtype=layout.dtype)
-    states = (
-        entry
+def directions(tokens: Sequence[Token], last: LastStep, *, eps_inside_sqrt: bool) -> Column:
+    r"""The column of :math:`\hat u_t`, each made when it is asked for."""
+    states = [
+        (*state, numbers)
         for token, numbers in zip(tokens, last.hyperparameters, strict=True)
-        for entry in zip(
-            token.exp_avgs,
-            token.exp_avg_sqs,
-            token.steps,
-            [numbers] * len(token.params),
-            strict=True,
-        )
-    )
-    for grad, param, state in zip(grads, params, states, strict=True):
-        exp_avg, exp_avg_sq, step, (beta1, beta2, eps) = state
-        if param is None or exp_avg is None or exp_avg_sq is None or step is None:
-            products.append((zero, zero, zero))
-            continue
-        direction = update_direction(
+        for state in zip(token.exp_avgs, token.exp_avg_sqs, token.steps, strict=True)
+    ]
+
+    def direction(i: int) -> Tensor | None:
+        exp_avg, exp_avg_sq, step, (beta1, beta2, eps) = states[i]
+        if not last.moved[i] or exp_avg is None or exp_avg_sq is None or step is None:
+            return None
+        return update_direction(
             exp_avg,
             exp_avg_sq,
             step.item() if step.is_cpu else step,
@@ -137,15 +89,52 @@ def _with_directions(
             eps=eps,
             eps_inside_sqrt=eps_inside_sqrt,
         )
-        products.append(
-            (
-                zero if grad is None else inner_product(grad, direction),
-                inner_product(direction, direction),
-                inner_product(param, direction),
-            )
-        )
-    sums = [layout.stack(column) @ layout.sum for column in zip(*products, strict=True)]
-    return sums[0], sums[1], sums[2]
+
+    return direction
+
+
+@torch.no_grad()
+def online_signal(
+    products: Mapping[tuple[str, str], Tensor], last: LastStep, layout: Layout
+) -> tuple[Tensor, Tensor]:
+    r""":math:`-\cos(g_{t+1}, d_{t,g})` and :math:`-\cos(g_{t+1}, \theta_{t,g})`, each [G].
+
+    A missing gradient counts as zero; a tensor that did not move in step t is left out of
+    :math:`d_t` and :math:`\theta_t`.
+
+    Args:
+        products: the ``ONLINE_PRODUCTS`` before the moments and parameters change, each [P].
+        last: the last step.
+        layout: the layout of the groups.
+    """
+    moved = torch.tensor(last.moved, device=layout.device).to(layout.dtype)
+    rates, decays = last.rates, last.decays
+    grad_norm = (products["grad", "grad"] @ layout.sum).sqrt()
+    grad_direction = products["grad", "direction"] @ layout.sum
+    direction_square = products["direction", "direction"] @ layout.sum
+    param_direction = products["param", "direction"] @ layout.sum
+    grad_param = (products["grad", "param"] * moved) @ layout.sum
+    param_square = (products["param", "param"] * moved) @ layout.sum
+
+    # From θ_{t+1} to θ_t.
+    shrink = 1 - rates * decays
+    grad_previous = (grad_param + rates * grad_direction) / shrink
+    direction_previous = (param_direction + rates * direction_square) / shrink
+    previous_square = (
+        param_square + 2 * rates * param_direction + rates.square() * direction_square
+    ) / shrink.square()
+
+    # From û_t to d_t.
+    step_square = (
+        direction_square + 2 * decays * direction_previous + decays.square() * previous_square
+    )
+    along_step = cosines(
+        grad_direction + decays * grad_previous, grad_norm, step_square.clamp_min(0).sqrt()
+    )
+    along_params = cosines(grad_previous, grad_norm, previous_square.clamp_min(0).sqrt())
+    # Without a learning rate nothing moved, and without weight decay β does nothing.
+    moving, decaying = rates != 0, decays != 0
+    return -along_step.where(moving, 0.0), -along_params.where(moving & decaying, 0.0)
 
 
 def modulator_gradient(
