@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -77,6 +78,9 @@ def test_values_and_gradients_equal_the_encoder_of_torch(options: dict[str, Any]
     ours, theirs = modulator(inputs), twin(inputs)
     for factor, expected in zip(ours, theirs, strict=True):
         torch.testing.assert_close(factor, expected, rtol=TOLERANCE, atol=TOLERANCE)
+    with torch.no_grad():  # as in step()
+        for factor, expected in zip(modulator(inputs), theirs, strict=True):
+            torch.testing.assert_close(factor, expected, rtol=TOLERANCE, atol=TOLERANCE)
 
     slopes = torch.randn(4, GROUPS, dtype=torch.float64)
     names = [name for name, _ in modulator.named_parameters()]
@@ -97,8 +101,9 @@ def test_regulariser_equals_the_twin(options: dict[str, Any]) -> None:
 @sizes
 def test_identity_birth_is_exactly_neutral(options: dict[str, Any]) -> None:
     modulator = library(options, init="identity")
-    for scale in (0.0, 1.0, 1e6):
-        modulation = modulator(scale * features())
+    for scale, grad in itertools.product((0.0, 1.0, 1e6), (True, False)):
+        with torch.set_grad_enabled(grad):
+            modulation = modulator(scale * features())
         ones = torch.ones(GROUPS, dtype=torch.float64)
         assert torch.equal(modulation.alpha, ones)
         assert torch.equal(modulation.beta, ones)
