@@ -7,6 +7,7 @@ statistics are taken with the new gradient and with the moments and parameters b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from metaadamw.config import ModulatorConfig
-from metaadamw.layout import Column, Layout, cosines
+from metaadamw.layout import Column, Layout, Pair, cosines
 from metaadamw.tokens import Token
 
 __all__ = ["FEATURE_TABLES", "Feature", "feature_table", "group_features"]
@@ -139,7 +140,7 @@ _PRODUCTS = {
 """The inner product behind each statistic; the cosine needs those of its two norms as well."""
 
 
-def needed_products(table: Sequence[Feature]) -> list[tuple[str, str]]:
+def needed_products(table: Sequence[Feature]) -> list[Pair]:
     """The inner products that the columns are made of, and nothing else."""
     needed = {f.statistic for f in table}
     if "cosine" in needed:
@@ -159,18 +160,20 @@ def tensor_columns(tokens: Sequence[Token]) -> dict[str, Column]:
 
 def tensor_statistics(
     columns: Mapping[str, Column],
-    products: Mapping[tuple[str, str], Tensor],
+    products: Mapping[Pair, Tensor],
     needed: set[str],
     layout: Layout,
 ) -> dict[str, Tensor]:
     """The statistics of every tensor that the products give, and the ``needed`` shares; [P]."""
-    result = {
-        name: products[pair] if name == "cosine" else products[pair].sqrt()
-        for name, pair in _PRODUCTS.items()
-        if pair in products
-    }
+    names = [n for n, pair in _PRODUCTS.items() if pair in products and n != "cosine"]
+    result = {}
+    if names:
+        roots = torch.stack([products[_PRODUCTS[name]] for name in names]).sqrt()
+        result = dict(zip(names, roots.unbind(0), strict=True))
     if "cosine" in needed:
-        result["cosine"] = cosines(result["cosine"], result["grad_norm"], result["exp_avg_norm"])
+        result["cosine"] = cosines(
+            products["grad", "exp_avg"], result["grad_norm"], result["exp_avg_norm"]
+        )
     for name, column in (("grad_zeros", "grad"), ("exp_avg_zeros", "exp_avg")):
         if name in needed:
             tensors, params = cast(Any, columns[column]), cast(Any, columns["param"])
@@ -180,6 +183,18 @@ def tensor_statistics(
             )
             result[name] = layout.stack([z.to(layout.zero) for z in zeros])
     return result
+
+
+def _reduced(
+    table: Sequence[Feature], statistics: Mapping[str, Tensor], layout: Layout
+) -> list[Tensor]:
+    """The columns of the feature matrix, each [G]."""
+    means = [f.statistic for f in table if f.reduction == "mean"]
+    reduced = iter(torch.stack([statistics[name] for name in means]) @ layout.mean)
+    return [
+        next(reduced) if f.reduction == "mean" else _reduce(f, statistics[f.statistic], layout)
+        for f in table
+    ]
 
 
 def _reduce(feature: Feature, values: Tensor, layout: Layout) -> Tensor:
@@ -216,14 +231,17 @@ def standardise(columns: Tensor) -> Tensor:
 
 def time_feature(step: int | Tensor, total_steps: int | None, layout: Layout) -> Tensor:
     """T / T, or 2σ(t/1000) − 1 where T is unknown; a scalar."""
-    t = torch.as_tensor(step, device=layout.device).to(layout.dtype)
+    if isinstance(step, int):
+        value = step / total_steps if total_steps else 2 / (1 + math.exp(-step / 1000)) - 1
+        return layout.zero + value
+    t = step.to(layout.zero)
     return t / total_steps if total_steps else 2 * torch.sigmoid(t / 1000) - 1
 
 
 @torch.no_grad()
 def group_features(
     columns: Mapping[str, Column],
-    products: Mapping[tuple[str, str], Tensor],
+    products: Mapping[Pair, Tensor],
     table: Sequence[Feature],
     layout: Layout,
     step: int | Tensor,
@@ -249,7 +267,7 @@ def group_features(
         "depth": layout.depth,
         "time_step": time_feature(step, total_steps, layout),
     }
-    matrix = torch.stack([_reduce(f, statistics[f.statistic], layout) for f in table], dim=1)
+    matrix = torch.stack(_reduced(table, statistics, layout), dim=1)
     if any(f.standardise for f in table):
         mask = torch.tensor([f.standardise for f in table], device=layout.device)
         matrix = torch.where(mask, standardise(matrix), matrix)

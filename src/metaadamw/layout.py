@@ -11,10 +11,13 @@ from torch import Tensor
 
 from metaadamw.groups import is_bias, normalized_depths
 
-__all__ = ["Column", "Layout", "cosines"]
+__all__ = ["Column", "Layout", "Pair", "cosines"]
 
 Column = Sequence[Tensor | None] | Callable[[int], Tensor | None]
 """P tensors, or a function that makes the one at a position."""
+
+Pair = tuple[str, str]
+"""Names of two columns whose tensors are multiplied."""
 
 
 class Layout:
@@ -33,7 +36,7 @@ class Layout:
         group_of = list(itertools.chain.from_iterable([g] * n for g, n in enumerate(counts)))
         self.param_ids = tuple(id(p) for group in param_groups for p in group["params"])
         self.device, self.dtype = device, dtype
-        self.sizes = counts
+        self.sizes, self.count = counts, len(group_of)
         self.zero = torch.zeros((), dtype=dtype, device=device)
         params = [p for group in param_groups for p in group["params"]]
         self.uniform = all(
@@ -82,38 +85,45 @@ class Layout:
             values = [v.to(self.zero, non_blocking=True) for v in values]
         return torch.stack(list(values)) if values else self.zero.expand(0)
 
-    def products(
-        self, columns: Mapping[str, Column], pairs: Sequence[tuple[str, str]]
-    ) -> dict[tuple[str, str], Tensor]:
-        """Inner products of the tensors of two columns, [P] for each pair of names; None counts as 0.
+    def scalars(
+        self, columns: Mapping[str, Column], pairs: Sequence[Pair], count: int
+    ) -> list[Tensor]:
+        """Inner products of ``count`` tensors, all of the first, then all of the second, …
 
-        All products of one tensor are taken together, while it is in the cache. ``dot`` also serves
-        for squared norms: on a CPU it runs at the memory's speed, not so ``norm``.
+        Taken tensor by tensor, while it is in the cache. ``dot`` also serves for squared norms: on a
+        CPU it runs at the memory's speed, ``norm`` does not.
+        """
+        names = list(dict.fromkeys(name for pair in pairs for name in pair))
+        at = [c if callable(c := columns[name]) else c.__getitem__ for name in names]
+        sides = [(names.index(x), names.index(y)) for x, y in pairs]
+        values = []
+        for i in range(count):
+            flat = [_flat(column(i)) for column in at]
+            for x, y in sides:
+                left, right = flat[x], flat[y]
+                missing = left is None or right is None
+                values.append(self.zero if missing else torch.dot(left, right))  # type: ignore[arg-type]
+        return values
+
+    def table(self, scalars: Sequence[Tensor], pairs: Sequence[Pair]) -> dict[Pair, Tensor]:
+        """The result of ``scalars`` for all P tensors as vectors [P]."""
+        if not pairs:
+            return {}
+        rows = self.stack(scalars).view(-1, len(pairs)).T.unbind(0)
+        return dict(zip(pairs, rows, strict=True))
+
+    def products(self, columns: Mapping[str, Column], pairs: Sequence[Pair]) -> dict[Pair, Tensor]:
+        """Inner products of the tensors of two columns, [P] for each pair; None counts as 0.
 
         Args:
             columns: lists of P tensors, or functions of the position.
             pairs: names of two columns each.
         """
-        names = list(dict.fromkeys(name for pair in pairs for name in pair))
-        values = []
-        for i in range(len(self.group_of)):
-            flat = {name: _flat(column(i)) for name in names if (column := _at(columns[name]))}
-            for x, y in pairs:
-                left, right = flat[x], flat[y]
-                missing = left is None or right is None
-                values.append(self.zero if missing else torch.dot(left, right))  # type: ignore[arg-type]
-        table = self.stack(values).view(-1, len(pairs)).T
-        return dict(zip(pairs, table, strict=True))
+        return self.table(self.scalars(columns, pairs, self.count), pairs)
 
-    def group_products(
-        self, columns: Mapping[str, Column], pairs: Sequence[tuple[str, str]]
-    ) -> list[Tensor]:
+    def group_products(self, columns: Mapping[str, Column], pairs: Sequence[Pair]) -> list[Tensor]:
         """Inner products of the groups' concatenated tensors, [G] for each pair."""
         return [product @ self.sum for product in self.products(columns, pairs).values()]
-
-
-def _at(column: Column) -> Callable[[int], Tensor | None]:
-    return column if callable(column) else column.__getitem__
 
 
 def _flat(tensor: Tensor | None) -> Tensor | None:

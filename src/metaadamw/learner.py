@@ -21,7 +21,7 @@ from metaadamw.features import (
     needed_products,
     tensor_columns,
 )
-from metaadamw.layout import Column, Layout
+from metaadamw.layout import Column, Layout, Pair
 from metaadamw.meta_optimizer import MetaOptimizer
 from metaadamw.meta_update import MetaUpdate, TokensOf, check_batches, meta_gradient
 from metaadamw.modulator import Modulation, Modulator
@@ -32,6 +32,7 @@ from metaadamw.online import (
     modulator_gradient,
     online_signal,
 )
+from metaadamw.remembered import Remembered
 from metaadamw.replay import Schedule
 from metaadamw.tokens import Token
 from metaadamw.uncertainty import PriorityUncertaintyWeighting
@@ -74,6 +75,7 @@ class Learner:
         device = params[0].device
         self.table = feature_table(config)
         self.products = needed_products(self.table)
+        self.remembered = Remembered(self.products)
         self.layout = Layout(param_groups, device, dtype)
         self.modulator = Modulator(
             len(self.table),
@@ -130,13 +132,22 @@ class Learner:
         """Take note of a changed list of groups: new rows, new layout; weights and moments stay."""
         self.layout = Layout(param_groups, self.layout.device, self.layout.dtype)
         self.modulator.grow(len(param_groups))
+        self.remembered.forget()
         self.features = self.modulation = self.last = None
 
     def compute_features(self, tokens: Sequence[Token]) -> Tensor:
         """The features of the step about to be taken, [G, F]."""
         self._follow(tokens)
         columns = tensor_columns(tokens)
-        return self._features(columns, self.layout.products(columns, self.products))
+        return self._features(columns, self._known_and(columns, self.products, tokens))
+
+    def _known_and(
+        self, columns: Mapping[str, Column], pairs: Sequence[Pair], tokens: Sequence[Token]
+    ) -> dict[Pair, Tensor]:
+        """The products of ``pairs``; those the last step left behind are not computed again."""
+        known = self.remembered.recall(tokens, self.layout)
+        unknown = [pair for pair in pairs if pair not in known]
+        return known | self.layout.products(columns, unknown)
 
     def _follow(self, tokens: Sequence[Token]) -> None:
         """Notice parameters that were exchanged in the groups."""
@@ -144,9 +155,7 @@ class Learner:
         if not self.layout.fits(groups):
             self.layout = Layout(groups, self.layout.device, self.layout.dtype)
 
-    def _features(
-        self, columns: Mapping[str, Column], products: Mapping[tuple[str, str], Tensor]
-    ) -> Tensor:
+    def _features(self, columns: Mapping[str, Column], products: Mapping[Pair, Tensor]) -> Tensor:
         step = self.device_steps + 1 if self.capturable else self.steps + 1
         return group_features(columns, products, self.table, self.layout, step, self.total_steps)
 
@@ -163,7 +172,8 @@ class Learner:
                 inside = self.eps_inside_sqrt
                 columns["direction"] = directions(tokens, self.last, eps_inside_sqrt=inside)
                 pairs = list(dict.fromkeys([*pairs, *ONLINE_PRODUCTS]))
-            products = self.layout.products(columns, pairs)
+            products = self._known_and(columns, pairs, tokens)
+            self.remembered.forget()
             if learns and self.last is not None:
                 self._learn_online(products, self.last)
             features = self._features(columns, products)
@@ -175,7 +185,7 @@ class Learner:
             self.modulation = self.modulator(self.features)
         return cast(Modulation, self.modulation)
 
-    def _learn_online(self, products: Mapping[tuple[str, str], Tensor], last: LastStep) -> None:
+    def _learn_online(self, products: Mapping[Pair, Tensor], last: LastStep) -> None:
         """One update from the step before and the gradient that followed it."""
         signals = online_signal(products, last, self.layout)
         learned = self.learned
@@ -192,6 +202,12 @@ class Learner:
         self.optimizer.step(learned, gradient, ok)
         self.applied += ok
         self.skipped += ~ok
+
+    def updated(self, token: Token) -> None:
+        """Take note of a group that was just updated, before the next one is."""
+        refresh_next = (self.steps + 1) % self.config.update_every == 0
+        if self.layout.device.type == "cpu" and self.schedule is None and refresh_next:
+            self.remembered.take(token, self.layout)
 
     def stepped(
         self, tokens: Sequence[Token], rates: list[float | Tensor], decays: list[float | Tensor]
@@ -261,6 +277,7 @@ class Learner:
         self.steps = self.last_meta_step = steps
         self.device_steps.fill_(steps)
         self.features = self.modulation = self.last = None
+        self.remembered.forget()
 
     def state_dict(self, param_groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Plain tensors, numbers and strings."""
@@ -307,6 +324,7 @@ class Learner:
         self.applied.copy_(state["applied"])
         self.skipped.copy_(state["skipped"])
         self.features = self.modulation = self.last = None
+        self.remembered.forget()
         if "held_features" in state:
             self.features = ours(state["held_features"])
         if "modulation" in state:

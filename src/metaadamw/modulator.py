@@ -171,7 +171,7 @@ class Modulator(nn.Module):
             # One kernel for a layer, the one behind nn.TransformerEncoderLayer in inference.
             heads, z = self.config.heads, x.unsqueeze(0)
             for w in layers:
-                z = torch._transformer_encoder_layer_fwd(  # type: ignore[attr-defined]
+                z = torch._transformer_encoder_layer_fwd(
                     *(z, self.dim, heads, *w[:4], False, True, 1e-5, *w[4:])
                 )
             return z.squeeze(0)

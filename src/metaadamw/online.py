@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from metaadamw.adamw import update_direction
-from metaadamw.layout import Column, Layout, cosines
+from metaadamw.layout import Column, Layout, Pair, cosines
 from metaadamw.modulator import Modulation, Modulator
 from metaadamw.tokens import Token
 
@@ -58,7 +58,7 @@ class LastStep(NamedTuple):
     hyperparameters: tuple[tuple[float, float, float], ...]
 
 
-ONLINE_PRODUCTS = [
+ONLINE_PRODUCTS: list[Pair] = [
     ("grad", "grad"),
     ("grad", "param"),
     ("param", "param"),
@@ -95,7 +95,7 @@ def directions(tokens: Sequence[Token], last: LastStep, *, eps_inside_sqrt: bool
 
 @torch.no_grad()
 def online_signal(
-    products: Mapping[tuple[str, str], Tensor], last: LastStep, layout: Layout
+    products: Mapping[Pair, Tensor], last: LastStep, layout: Layout
 ) -> tuple[Tensor, Tensor]:
     r""":math:`-\cos(g_{t+1}, d_{t,g})` and :math:`-\cos(g_{t+1}, \theta_{t,g})`, each [G].
 

@@ -310,6 +310,8 @@ class MetaAdamW(Optimizer):
         path = self._path(params)
         for token, alpha, beta in zip(tokens, alphas, betas, strict=True):  # lines 4–7
             lr, weight_decay = token.group["lr"], token.group["weight_decay"]
+            if isinstance(lr, Tensor):
+                lr = lr.reshape(())
             if on_host and path != "plain":  # foreach and fused take a number from the CPU
                 lr = float(lr)
             if "bias_corrected_decay" in self._learning.meta.as_run:
@@ -324,6 +326,7 @@ class MetaAdamW(Optimizer):
                 eps_inside_sqrt=self._learning.eps_inside_sqrt,
                 capturable=self.defaults["capturable"],
             )
+            self._learning.updated(token)
         self._learning.stepped(tokens, rates, decays)
 
     def _path(self, params: Sequence[Tensor]) -> str:

@@ -1,0 +1,57 @@
+"""The command ``metaadamw``: what goes wrong is said on one line.
+
+The commands themselves are in ``commands.py``, imported only once it is clear that the extra
+``[bench]`` is installed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Sequence
+
+__all__ = ["main"]
+
+# What the extra [bench] brings that the commands cannot do without.
+_NEEDED = ("matplotlib", "numpy", "rich", "sklearn", "typer")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 for success, 1 for a failure, 2 for wrong usage.
+
+    Args:
+        arguments: the words after the program's name, ``sys.argv`` by default.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    sys.exit(_run([word for word in words if word != "--debug"], debug))
+
+
+def _run(words: list[str], debug: bool) -> int:
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        return _fail(
+            f"{', '.join(missing)} not installed; "
+            'the command line needs: pip install "metaadamw[bench]"'
+        )
+    app = importlib.import_module("metaadamw.bench.commands").app
+    try:
+        code: int | None = app(words or ["--help"], prog_name="metaadamw", standalone_mode=False)
+        return code or 0
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        # Wrong usage is one of click's exceptions, whose module differs between typer's versions.
+        usage = getattr(error, "format_message", None)
+        if usage is not None:
+            return _fail(f"{usage()} (see metaadamw --help)", getattr(error, "exit_code", 2))
+        return _fail(str(error) or type(error).__name__)
+
+
+def _fail(message: str, code: int = 1) -> int:
+    print("metaadamw:", " ".join(message.split()), file=sys.stderr)
+    return code

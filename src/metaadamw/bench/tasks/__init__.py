@@ -1,0 +1,32 @@
+"""The tasks by name; a task's file is imported only when the task is asked for."""
+
+from __future__ import annotations
+
+import importlib
+
+from metaadamw.bench.tasks.spec import Batch, Metric, Splits, Task
+
+__all__ = ["Batch", "Metric", "Splits", "Task", "get_task", "task_names"]
+
+# One file a task, each defining TASK.
+_MODULES = {
+    "digits": "metaadamw.bench.tasks.digits",
+    "pydoc": "metaadamw.bench.tasks.pydoc",
+}
+
+
+def task_names() -> list[str]:
+    """Names of all tasks, in the order in which they are shown."""
+    return list(_MODULES)
+
+
+def get_task(name: str) -> Task:
+    """Import a task's file and return its specification.
+
+    Raises:
+        ValueError: no task has this name.
+    """
+    if name not in _MODULES:
+        raise ValueError(f"task: {name!r} is not one of {', '.join(_MODULES)}")
+    task: Task = importlib.import_module(_MODULES[name]).TASK
+    return task
