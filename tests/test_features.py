@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -294,6 +295,36 @@ def test_single_precision_is_near_the_twin(features: str) -> None:
     expected = reference_of(optimizer, named, features=features, total_steps=50)
     assert optimizer.group_features().dtype == torch.float32
     torch.testing.assert_close(optimizer.group_features().double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def write_in_place(param: nn.Parameter, value: Tensor) -> None:
+    with torch.no_grad():
+        param.copy_(value)
+
+
+def write_to_data(param: nn.Parameter, value: Tensor) -> None:
+    param.data.copy_(value)  # weight clipping and averaging are often written so
+
+
+def exchange_data(param: nn.Parameter, value: Tensor) -> None:
+    param.data = value
+
+
+@pytest.mark.parametrize("write", [write_in_place, write_to_data, exchange_data])
+def test_features_see_what_was_written_from_outside(write: Callable[..., None]) -> None:
+    optimizer, named = optimizer_of([[(3, 2)], [(4,), (2,)]], features="basic")
+    for _ in range(3):
+        set_gradients(named, ["normal"] * 3)
+        optimizer.step()
+        write(named[0][1], torch.randn(3, 2).double())
+        set_gradients(named, ["normal"] * 3)
+        expected = reference_of(optimizer, named, features="basic", total_steps=50)
+        torch.testing.assert_close(
+            optimizer.group_features(), expected, rtol=TOLERANCE, atol=TOLERANCE
+        )
+        optimizer.step()
+        torch.testing.assert_close(optimizer.features, expected, rtol=TOLERANCE, atol=TOLERANCE)
+        write(named[2][1], torch.randn(2).double())
 
 
 def test_group_features_refuses_gradients_that_do_not_fit() -> None:
