@@ -64,12 +64,19 @@ def sequential() -> nn.Module:
     )
 
 
+def scalar() -> nn.Module:
+    model = nn.Module()
+    model.scale = nn.Parameter(torch.ones(()))
+    return model
+
+
 MODELS = {
     "gpt": MiniGPT,
     "transformer": lambda: nn.Transformer(8, 2, 2, 2, 16, batch_first=True),
     "resnet": ResNet,
     "lstm": Tagger,
     "sequential": sequential,
+    "scalar": scalar,
 }
 
 
@@ -131,6 +138,7 @@ EXPECTED = [
     ("sequential", "1.weight", "other.middle.bias", "batch_norm.shallow.bias"),
     ("sequential", "4.weight", "feed_forward.middle.weight", "feed_forward.deep.weight"),
     ("sequential", "5.weight", "other.middle.bias", "other.deep.bias"),
+    ("scalar", "scale", "other.middle.weight", None),  # 0-d is not 1-D
 ]
 
 

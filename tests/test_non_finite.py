@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 
@@ -155,6 +156,24 @@ def test_a_training_step_with_a_non_finite_gradient(features, bad, mode):
     train(model, optimizer, range(3, 6))  # moments are NaN from here on, as with AdamW
     assert finite(optimizer)
     assert_same(weights(optimizer), before)
+
+
+@pytest.mark.parametrize("mode", ["lookahead", "online"])
+def test_resumed_before_a_non_finite_gradient(mode):
+    """The features to fall back on are part of a checkpoint."""
+    model, optimizer = prepared(mode=mode)
+    fresh, resumed = prepared(mode=mode)
+    train(fresh, resumed, [77])
+    fresh.load_state_dict(model.state_dict())
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert_same(resumed.features, optimizer.features)
+    for run in ((model, optimizer), (fresh, resumed)):
+        torch.manual_seed(0)
+        backward(run[0], 2)
+        run[0].head.bias.grad.fill_(math.nan)
+        run[1].step()
+    assert_same(resumed.features, optimizer.features)
+    assert_same(results(fresh, resumed), results(model, optimizer))
 
 
 def test_the_first_step_of_all():
