@@ -110,7 +110,7 @@ def assert_same(actual: Any, expected: Any, where: str = "") -> None:
         actual, expected = torch.as_tensor(actual), torch.as_tensor(expected)
         assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape), where
         bits = [t.detach().reshape(-1).contiguous().view(torch.uint8) for t in (actual, expected)]
-        assert torch.equal(*bits), f"{where}: {actual} and {expected}"
+        assert torch.equal(*bits), f"{where}: not the same bits"
     elif isinstance(expected, Mapping):
         assert set(actual) == set(expected), f"{where}: {list(actual)} and {list(expected)}"
         for key in expected:
