@@ -63,15 +63,16 @@ class Evaluation:
         self.sign = -1.0 if maximize else 1.0
         self.devices = [p.device for p in params]
         self.streams: dict[str, RandomStreams] = {}
+        self.unused = RandomStreams(self.devices)
 
     def _loss(self, name: str, batch: Any) -> Tensor:
-        if name in self.streams:
-            self.streams[name].restore()
-        else:
-            if self.streams:
-                torch.rand(1)  # never the stream of the batch before, even if that drew nothing
-            self.streams[name] = RandomStreams(self.devices)
+        new = name not in self.streams
+        if new:
+            self.streams[name] = self.unused
+        self.streams[name].restore()
         loss = self.loss_fn(self.model, batch)
+        if new:
+            self.unused = RandomStreams(self.devices)  # where the next new batch starts
         if not isinstance(loss, Tensor) or loss.numel() != 1 or loss.is_complex():
             got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise ValueError(f"loss_fn must return a real scalar tensor, got {got} for {name}")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from metaadamw.groups import is_bias, normalized_depths
 
-__all__ = ["Column", "Layout", "Pair", "cosines"]
+__all__ = ["Column", "Layout", "Pair", "cosines", "flat"]
 
 Column = Sequence[Tensor | None] | Callable[[int], Tensor | None]
 """P tensors, or a function that makes the one at a position."""
@@ -36,7 +36,7 @@ class Layout:
         group_of = list(itertools.chain.from_iterable([g] * n for g, n in enumerate(counts)))
         self.param_ids = tuple(id(p) for group in param_groups for p in group["params"])
         self.device, self.dtype = device, dtype
-        self.sizes, self.count = counts, len(group_of)
+        self.sizes = counts
         self.zero = torch.zeros((), dtype=dtype, device=device)
         params = [p for group in param_groups for p in group["params"]]
         self.uniform = all(
@@ -85,53 +85,40 @@ class Layout:
             values = [v.to(self.zero, non_blocking=True) for v in values]
         return torch.stack(list(values)) if values else self.zero.expand(0)
 
-    def scalars(
-        self, columns: Mapping[str, Column], pairs: Sequence[Pair], count: int
-    ) -> list[Tensor]:
-        """Inner products of ``count`` tensors, all of the first, then all of the second, …
-
-        Taken tensor by tensor, while it is in the cache. ``dot`` also serves for squared norms: on a
-        CPU it runs at the memory's speed, ``norm`` does not.
-        """
-        names = list(dict.fromkeys(name for pair in pairs for name in pair))
-        at = [c if callable(c := columns[name]) else c.__getitem__ for name in names]
-        sides = [(names.index(x), names.index(y)) for x, y in pairs]
-        values = []
-        for i in range(count):
-            flat = [_flat(column(i)) for column in at]
-            for x, y in sides:
-                left, right = flat[x], flat[y]
-                missing = left is None or right is None
-                values.append(self.zero if missing else torch.dot(left, right))  # type: ignore[arg-type]
-        return values
-
-    def table(self, scalars: Sequence[Tensor], pairs: Sequence[Pair]) -> dict[Pair, Tensor]:
-        """The result of ``scalars`` for all P tensors as vectors [P]."""
-        if not pairs:
-            return {}
-        rows = self.stack(scalars).view(-1, len(pairs)).T.unbind(0)
-        return dict(zip(pairs, rows, strict=True))
-
     def products(self, columns: Mapping[str, Column], pairs: Sequence[Pair]) -> dict[Pair, Tensor]:
         """Inner products of the tensors of two columns, [P] for each pair; None counts as 0.
+
+        Taken tensor by tensor, so that it is still in the cache for its next product. ``dot`` also
+        serves for squared norms: on a CPU it runs at the memory's speed, ``norm`` does not.
 
         Args:
             columns: lists of P tensors, or functions of the position.
             pairs: names of two columns each.
         """
-        return self.table(self.scalars(columns, pairs, self.count), pairs)
+        names = list(dict.fromkeys(name for pair in pairs for name in pair))
+        at = [c if callable(c := columns[name]) else c.__getitem__ for name in names]
+        sides = [(names.index(x), names.index(y)) for x, y in pairs]
+        values = []
+        for i in range(len(self.group_of)):
+            vectors = [None if (t := column(i)) is None else flat(t) for column in at]
+            for x, y in sides:
+                left, right = vectors[x], vectors[y]
+                missing = left is None or right is None
+                values.append(self.zero if missing else torch.dot(left, right))  # type: ignore[arg-type]
+        if not pairs:
+            return {}
+        rows = self.stack(values).view(-1, len(pairs)).T.unbind(0)
+        return dict(zip(pairs, rows, strict=True))
 
     def group_products(self, columns: Mapping[str, Column], pairs: Sequence[Pair]) -> list[Tensor]:
         """Inner products of the groups' concatenated tensors, [G] for each pair."""
         return [product @ self.sum for product in self.products(columns, pairs).values()]
 
 
-def _flat(tensor: Tensor | None) -> Tensor | None:
+def flat(tensor: Tensor) -> Tensor:
     """One-dimensional, and in float32 if it is in half precision."""
-    if tensor is None:
-        return None
-    flat = tensor.reshape(-1)
-    return flat.float() if flat.dtype in (torch.bfloat16, torch.float16) else flat
+    vector = tensor.reshape(-1)
+    return vector.float() if vector.dtype in (torch.bfloat16, torch.float16) else vector
 
 
 def cosines(products: Tensor, x_norms: Tensor, y_norms: Tensor) -> Tensor:

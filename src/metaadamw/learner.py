@@ -32,7 +32,6 @@ from metaadamw.online import (
     modulator_gradient,
     online_signal,
 )
-from metaadamw.remembered import Remembered
 from metaadamw.replay import Schedule
 from metaadamw.tokens import Token
 from metaadamw.uncertainty import PriorityUncertaintyWeighting
@@ -75,7 +74,6 @@ class Learner:
         device = params[0].device
         self.table = feature_table(config)
         self.products = needed_products(self.table)
-        self.remembered = Remembered(self.products)
         self.layout = Layout(param_groups, device, dtype)
         self.modulator = Modulator(
             len(self.table),
@@ -132,22 +130,13 @@ class Learner:
         """Take note of a changed list of groups: new rows, new layout; weights and moments stay."""
         self.layout = Layout(param_groups, self.layout.device, self.layout.dtype)
         self.modulator.grow(len(param_groups))
-        self.remembered.forget()
         self.features = self.modulation = self.last = None
 
     def compute_features(self, tokens: Sequence[Token]) -> Tensor:
         """The features of the step about to be taken, [G, F]."""
         self._follow(tokens)
         columns = tensor_columns(tokens)
-        return self._features(columns, self._known_and(columns, self.products, tokens))
-
-    def _known_and(
-        self, columns: Mapping[str, Column], pairs: Sequence[Pair], tokens: Sequence[Token]
-    ) -> dict[Pair, Tensor]:
-        """The products of ``pairs``; those the last step left behind are not computed again."""
-        known = self.remembered.recall(tokens, self.layout)
-        unknown = [pair for pair in pairs if pair not in known]
-        return known | self.layout.products(columns, unknown)
+        return self._features(columns, self.layout.products(columns, self.products))
 
     def _follow(self, tokens: Sequence[Token]) -> None:
         """Notice parameters that were exchanged in the groups."""
@@ -172,18 +161,23 @@ class Learner:
                 inside = self.eps_inside_sqrt
                 columns["direction"] = directions(tokens, self.last, eps_inside_sqrt=inside)
                 pairs = list(dict.fromkeys([*pairs, *ONLINE_PRODUCTS]))
-            products = self._known_and(columns, pairs, tokens)
-            self.remembered.forget()
+            products = self.layout.products(columns, pairs)
             if learns and self.last is not None:
                 self._learn_online(products, self.last)
-            features = self._features(columns, products)
-            finite = torch.isfinite(features).all()
-            held = torch.zeros_like(features) if self.features is None else self.features
-            # A non-finite gradient must not reach the modulator: it sees the last features again.
-            self.features = torch.where(finite, features, held)
-            self.skipped += ~finite
+            self.features = self._finite(self._features(columns, products))
             self.modulation = self.modulator(self.features)
         return cast(Modulation, self.modulation)
+
+    def _finite(self, features: Tensor) -> Tensor:
+        """A non-finite gradient must not reach the modulator: it sees the last features again."""
+        held = torch.zeros_like(features) if self.features is None else self.features
+        finite = torch.isfinite(features).all()
+        if finite.is_cpu:
+            if not finite:
+                self.skipped += 1
+            return features if finite else held
+        self.skipped += ~finite
+        return torch.where(finite, features, held)
 
     def _learn_online(self, products: Mapping[Pair, Tensor], last: LastStep) -> None:
         """One update from the step before and the gradient that followed it."""
@@ -202,12 +196,6 @@ class Learner:
         self.optimizer.step(learned, gradient, ok)
         self.applied += ok
         self.skipped += ~ok
-
-    def updated(self, token: Token) -> None:
-        """Take note of a group that was just updated, before the next one is."""
-        refresh_next = (self.steps + 1) % self.config.update_every == 0
-        if self.layout.device.type == "cpu" and self.schedule is None and refresh_next:
-            self.remembered.take(token, self.layout)
 
     def stepped(
         self, tokens: Sequence[Token], rates: list[float | Tensor], decays: list[float | Tensor]
@@ -277,7 +265,6 @@ class Learner:
         self.steps = self.last_meta_step = steps
         self.device_steps.fill_(steps)
         self.features = self.modulation = self.last = None
-        self.remembered.forget()
 
     def state_dict(self, param_groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Plain tensors, numbers and strings."""
@@ -324,7 +311,6 @@ class Learner:
         self.applied.copy_(state["applied"])
         self.skipped.copy_(state["skipped"])
         self.features = self.modulation = self.last = None
-        self.remembered.forget()
         if "held_features" in state:
             self.features = ours(state["held_features"])
         if "modulation" in state:

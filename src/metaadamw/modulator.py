@@ -165,7 +165,8 @@ class Modulator(nn.Module):
             x = x * torch.sigmoid(logits)
         if hasattr(self, "group_embedding"):
             x = torch.cat([x, self.group_embedding], dim=1)
-        x = F.pad(x, (0, self.dim - x.shape[1]))
+        if x.shape[1] < self.dim:
+            x = F.pad(x, (0, self.dim - x.shape[1]))
         layers = zip(*(t.unbind(0) for t in self.encoder_tensors()), strict=True)
         if not torch.is_grad_enabled():
             # One kernel for a layer, the one behind nn.TransformerEncoderLayer in inference.

@@ -81,10 +81,13 @@ def directions(tokens: Sequence[Token], last: LastStep, *, eps_inside_sqrt: bool
         exp_avg, exp_avg_sq, step, (beta1, beta2, eps) = states[i]
         if not last.moved[i] or exp_avg is None or exp_avg_sq is None or step is None:
             return None
+        t = step.item() if step.is_cpu else step
+        if isinstance(t, float) and t == 0:  # its state was taken away since
+            return None
         return update_direction(
             exp_avg,
             exp_avg_sq,
-            step.item() if step.is_cpu else step,
+            t,
             betas=(beta1, beta2),
             eps=eps,
             eps_inside_sqrt=eps_inside_sqrt,

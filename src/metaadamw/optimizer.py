@@ -326,7 +326,6 @@ class MetaAdamW(Optimizer):
                 eps_inside_sqrt=self._learning.eps_inside_sqrt,
                 capturable=self.defaults["capturable"],
             )
-            self._learning.updated(token)
         self._learning.stepped(tokens, rates, decays)
 
     def _path(self, params: Sequence[Tensor]) -> str:

@@ -16,10 +16,11 @@ __all__ = ["main"]
 
 # What the extra [bench] brings that the commands cannot do without.
 _NEEDED = ("matplotlib", "numpy", "rich", "sklearn", "typer")
+_INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0 for success, 1 for a failure, 2 for wrong usage.
+    """Run the command line and exit: 0 success, 1 failure, 2 wrong usage, 130 interrupted.
 
     Args:
         arguments: the words after the program's name, ``sys.argv`` by default.
@@ -39,9 +40,7 @@ def _run(words: list[str], debug: bool) -> int:
     app = importlib.import_module("metaadamw.bench.commands").app
     try:
         code: int | None = app(words or ["--help"], prog_name="metaadamw", standalone_mode=False)
-        return code or 0
-    except KeyboardInterrupt:
-        return _fail("interrupted", 130)
+        return _fail("interrupted", code) if code == _INTERRUPTED else code or 0
     except Exception as error:
         if debug:
             traceback.print_exc()

@@ -17,8 +17,6 @@ from metaadamw import __version__, fine_grained_groups, group_table
 from metaadamw.bench.tasks import get_task, task_names
 
 app = typer.Typer(
-    add_completion=True,
-    no_args_is_help=True,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -72,7 +70,8 @@ def demo(
     task: Annotated[
         list[str] | None,
         typer.Option(
-            help="Run only this task; repeatable. [digits|pydoc]", callback=_check_task_names
+            help=f"Run only this task ({', '.join(task_names())}); repeatable.",
+            callback=_check_task_names,
         ),
     ] = None,
     steps: Annotated[
@@ -131,7 +130,7 @@ def inspect(
 def _load_model(place: str) -> nn.Module:
     module_name, _, attribute = place.partition(":")
     if not module_name or not attribute:
-        raise typer.BadParameter(f"{place!r} has no colon in it", param_hint="MODULE:FACTORY")
+        raise typer.BadParameter(f"{place!r} is not of this form", param_hint="MODULE:FACTORY")
     sys.path.insert(0, str(Path.cwd()))
     try:
         found: Any = importlib.import_module(module_name)

@@ -20,13 +20,16 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from metaadamw.bench.arms import ARMS, Arm
+from metaadamw import __version__
+from metaadamw.bench.arms import Arm, get_arm
 from metaadamw.bench.picture import draw
 from metaadamw.bench.summary import Summary, summarise
 from metaadamw.bench.tasks import Task
 from metaadamw.bench.train import Run, train
 
 __all__ = ["run_demo"]
+
+_ARMS = ("adamw", "metaadamw", "metaadamw-online")
 
 
 def run_demo(
@@ -42,8 +45,8 @@ def run_demo(
         console: where to print.
     """
     out.mkdir(parents=True, exist_ok=True)
-    arms = list(ARMS.values())
-    console.print(_introduction(tasks, arms, seeds))
+    arms = [get_arm(name) for name in _ARMS]
+    console.print(_introduction(tasks, arms))
     runs = _train_all(tasks, arms, seeds, steps, console)
     summaries = [summarise(runs, task.name, arm.name) for task in tasks for arm in arms]
 
@@ -67,7 +70,7 @@ def run_demo(
     console.print(f"\nNumbers: {numbers}\nPicture: {picture}", soft_wrap=True, highlight=False)
 
 
-def _introduction(tasks: Sequence[Task], arms: Sequence[Arm], seeds: Sequence[int]) -> Table:
+def _introduction(tasks: Sequence[Task], arms: Sequence[Arm]) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
     for task in tasks:
@@ -116,7 +119,9 @@ def _train_all(
 
 
 def _table(tasks: Sequence[Task], summaries: Sequence[Summary]) -> Table:
-    table = Table(title="AdamW and MetaAdamW, mean ± standard deviation over seeds")
+    seeds = len(summaries[0].seeds)
+    spread = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "1 seed"
+    table = Table(title=f"AdamW and MetaAdamW, {spread}")
     table.add_column("optimizer")
     for heading in ("validation", "minus AdamW", "seconds", "step()"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -127,7 +132,7 @@ def _table(tasks: Sequence[Task], summaries: Sequence[Summary]) -> Table:
         for summary in summaries:
             if summary.task == task.name:
                 table.add_row(
-                    f"  {ARMS[summary.arm].title}",
+                    f"  {get_arm(summary.arm).title}",
                     f"{summary.metric:.3f}",
                     _difference(task, summary),
                     f"{summary.seconds:.1f}",
@@ -150,6 +155,7 @@ def _record(
     """Every number, and what is needed to understand it."""
     return {
         "environment": {
+            "metaadamw": __version__,
             "python": platform.python_version(),
             "torch": torch.__version__,
             "platform": platform.platform(),

@@ -66,7 +66,7 @@ def _validation_losses(runs: Sequence[Run], arm: str) -> tuple[NDArray[Any], NDA
 
 
 def _draw_losses(axes: Axes, task: Task, arms: Sequence[Arm], runs: Sequence[Run]) -> None:
-    for arm, colour in zip(arms, _COLOURS, strict=True):
+    for arm, colour in zip(arms, _COLOURS, strict=False):
         steps, losses = _validation_losses(runs, arm.name)
         final = summarise(runs, task.name, arm.name).metric
         _line_with_band(axes, steps, losses, colour, f"{arm.title}: {final:.2f}")
@@ -81,11 +81,11 @@ def _draw_losses(axes: Axes, task: Task, arms: Sequence[Arm], runs: Sequence[Run
 def _draw_differences(axes: Axes, arms: Sequence[Arm], runs: Sequence[Run]) -> None:
     _, baseline = _validation_losses(runs, BASELINE)
     axes.axhline(0, color=_COLOURS[0])
-    for arm, colour in zip(arms, _COLOURS, strict=True):
+    for arm, colour in zip(arms, _COLOURS, strict=False):
         if arm.name != BASELINE:
             steps, losses = _validation_losses(runs, arm.name)
             _line_with_band(axes, steps, losses - baseline, colour, arm.title)
-    axes.set_title("minus AdamW's of the same seed; below 0 is better")
+    axes.set_title("validation loss minus AdamW's of the same seed; below 0 is better")
     axes.set_xlabel("step")
 
 
