@@ -1,0 +1,76 @@
+import dataclasses
+import itertools
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from metaadamw.bench.tasks import get_task, task_names
+
+
+def test_names_lead_to_their_tasks():
+    assert task_names() == ["digits", "pydoc"]
+    for name in task_names():
+        assert get_task(name).name == name
+
+
+def test_unknown_task_is_refused_with_the_choice():
+    with pytest.raises(ValueError, match=r"'mnist' is not one of digits, pydoc"):
+        get_task("mnist")
+
+
+def test_tasks_are_imported_only_when_asked_for():
+    code = (
+        "import sys, metaadamw.bench.tasks; "
+        "sys.exit(any(m in sys.modules for m in ('metaadamw.bench.tasks.digits', 'sklearn')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_specification_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        get_task("digits").lr = 1.0
+
+
+@pytest.mark.parametrize("name", task_names())
+def test_splits_share_no_example(name):
+    rows = [{tuple(row) for row in s[:][0].flatten(1).tolist()} for s in get_task(name).load()]
+    for one, other in itertools.combinations(rows, 2):
+        # The rules of text tables are all alike: windows of a few characters.
+        assert [row for row in one & other if len(set(row)) > 5] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"), [("digits", (597, 200, 1000)), ("pydoc", (5160, 280, 280))]
+)
+def test_split_sizes(name, sizes):
+    # The text of pydoc grows a little with each version of Python.
+    for split, size in zip(get_task(name).load(), sizes, strict=True):
+        assert len(split) == pytest.approx(size, rel=0 if name == "digits" else 0.6)
+
+
+@pytest.mark.parametrize("name", task_names())
+def test_untrained_model_is_at_chance(name):
+    task = get_task(name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = task.build_model()
+    batch = task.load().train[: task.batch_size]
+    loss = task.batch_loss(model, batch)
+    assert loss.shape == ()
+    classes = model(batch[0]).shape[-1]
+    assert loss.item() == pytest.approx(torch.tensor(classes).log().item(), rel=0.1)
+
+
+def test_pydoc_targets_are_the_next_characters():
+    inputs, targets = get_task("pydoc").load().train[:]
+    assert torch.equal(inputs[:, 1:], targets[:, :-1])
+
+
+def test_pydoc_model_does_not_see_the_future():
+    model = get_task("pydoc").build_model().eval()
+    characters = torch.randint(0, 96, (1, 64))
+    changed = characters.clone()
+    changed[0, 40:] = (changed[0, 40:] + 1) % 96
+    torch.testing.assert_close(model(characters)[:, :40], model(changed)[:, :40])
