@@ -245,6 +245,10 @@ def test_a_group_added_in_the_middle(options, features, kind):
             assert meta_update(model, optimizer, index, loss).applied
     assert not torch.equal(extra.weight, start)
     assert torch.isfinite(optimizer.modulation.alpha).all()
+    if kind == "adam":  # its second moments fade by 0.999 per update, no faster
+        old, new = before["meta_optimizer"], optimizer.meta_state_dict()["meta_optimizer"]
+        for was, now in zip(old["exp_avg_sq"], new["exp_avg_sq"], strict=True):
+            assert (now[: len(was)] >= 0.99 * was).all()
 
     saved = optimizer.state_dict()  # and the grown optimizer is saved and loaded like any other
     _, other = make(modulator=config, meta=meta)
