@@ -43,7 +43,7 @@ settings = pytest.mark.parametrize("setting", SETTINGS)
 
 def key(column: str, group: str) -> str:
     """How a number is called everywhere: ``metrics()``, CSV, TensorBoard."""
-    return f"{column}/{group}"
+    return f"{group}/{column}"
 
 
 def run(model: nn.Module, optimizer: MetaAdamW, after_step: Callable[..., None]) -> None:

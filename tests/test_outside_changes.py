@@ -1,4 +1,4 @@
-"""What a step remembers for the next one is never out of date."""
+"""What is written to parameters and moments from outside reaches the next step."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_changes_between_two_steps_are_seen(change: Any, mode: str, path: dict[s
         )
         train(model, optimizer, range(3))
         change(model, optimizer)
-        fresh = copy.deepcopy((model, optimizer))  # a copy remembers nothing
+        fresh = copy.deepcopy((model, optimizer))
         for run in ((model, optimizer), fresh):
             torch.manual_seed(0)
             train(*run, range(3, 5))
