@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from metaadamw import MetaAdamW, MetaConfig, ModulatorConfig
+from metaadamw import MetaAdamW, MetaConfig, ModulatorConfig, fine_grained_groups
 from tests.training import (
     Net,
     assert_same,
@@ -248,6 +248,32 @@ def test_a_loss_with_parameters_of_its_own():
     assert_same(snapshot(model, optimizer), before)
     assert weight.grad is gradient
     assert_same([weight.detach(), gradient], [value, gradient_value])
+
+
+class MomentumEncoder(nn.Module):
+    """A frozen copy that each forward pass moves towards the network, as MoCo and BYOL have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.target = Net(), Net().requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            for slow, fast in zip(self.target.parameters(), self.net.parameters(), strict=True):
+                slow.lerp_(fast, 0.1)
+        return self.net(x) - self.target(x)
+
+
+@pytest.mark.parametrize("call", [2, 4, 99])
+def test_a_momentum_encoder_is_put_back(call):
+    """Parameters that the model moves itself, and that the optimizer does not have."""
+    model = MomentumEncoder()
+    optimizer = MetaAdamW(fine_grained_groups(model), meta=MetaConfig(every=1), **LEARNS)
+    train(model, optimizer, range(2))
+    before = snapshot(model, optimizer)
+    with contextlib.suppress(Failure):
+        meta_update(model, optimizer, loss=failing_at(call))
+    assert_same(snapshot(model, optimizer), before)
 
 
 def test_global_switches_of_torch_are_put_back():
