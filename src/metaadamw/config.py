@@ -152,8 +152,9 @@ class MetaConfig:
         lr: its learning rate :math:`\eta_{meta}`. None: 1e-3 for "adam", 1e-4 for "sgd".
         weight_decay: coefficient of :math:`\sum \lVert W \rVert_2` (not squared) over encoder
             tensors and output weight.
-        hvp: product of Hessian and vector for Eq. 10: "exact", "finite_difference", or "auto"
-            (exact where it exists).
+        hvp: product of Hessian and vector for Eq. 10: "exact", "finite_difference" (central),
+            "forward_difference" (a gradient less, less accurate), or "auto" (exact where it exists,
+            else central).
         gap_at: Eq. 12 at "theta" (as printed: no gradient reaches the modulator) or at
             "theta_prime".
         log_variance_bound: the log-variances s of Eq. 13 stay within (-bound, bound), which bounds
@@ -184,7 +185,7 @@ class MetaConfig:
     optimizer: Literal["sgd", "adam"] | None = None
     lr: float | None = None
     weight_decay: float = 1e-4
-    hvp: Literal["auto", "exact", "finite_difference"] = "auto"
+    hvp: Literal["auto", "exact", "finite_difference", "forward_difference"] = "auto"
     gap_at: Literal["theta", "theta_prime"] = "theta"
     log_variance_bound: float | None = 3.0
     gate_sparsity: float | None = None
@@ -210,7 +211,7 @@ class MetaConfig:
             object.__setattr__(self, "lr", 1e-3 if self.optimizer == "adam" else 1e-4)
         check_number("lr", self.lr, 0.0)
         check_number("weight_decay", self.weight_decay, 0.0)
-        check_choice("hvp", self.hvp, ("auto", "exact", "finite_difference"))
+        check_choice("hvp", self.hvp, ("auto", "exact", "finite_difference", "forward_difference"))
         check_choice("gap_at", self.gap_at, ("theta", "theta_prime"))
         if self.log_variance_bound is not None:
             check_number("log_variance_bound", self.log_variance_bound, 0.0, open_low=True)

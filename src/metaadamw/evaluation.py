@@ -20,8 +20,16 @@ LossFunction = Callable[[nn.Module, Any], Tensor]
 @contextmanager
 def twice_differentiable() -> Iterator[None]:
     """Kernels with a second derivative only: the fused attention and recurrent ones have none."""
-    with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False):
-        yield
+    cudnn = torch.backends.cudnn
+    enabled = cudnn.enabled
+    with sdpa_kernel(SDPBackend.MATH):
+        try:
+            if enabled:
+                cudnn.enabled = False  # cudnn.flags() would also reset the user's other choices
+            yield
+        finally:
+            if enabled:
+                cudnn.enabled = True
 
 
 def once_differentiable(gradients: Iterable[Tensor | None]) -> bool:
@@ -118,3 +126,30 @@ class Evaluation:
                 "depends on none of them; is model the one whose parameters the optimizer has?"
             )
         return loss.detach(), grads
+
+    def known(
+        self, loss: Tensor | float, grads: Sequence[Tensor | None]
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """Loss and gradient that the training step has computed already, in our sign.
+
+        Raises:
+            ValueError: there is no gradient.
+        """
+        if all(g is None for g in grads):
+            raise ValueError(
+                "training_loss needs the gradients of that loss in .grad: call update_attention "
+                "between backward() and zero_grad()"
+            )
+        turned = [None if g is None or self.sign > 0 else -g for g in grads]
+        value = torch.as_tensor(loss, device=self.devices[0]).detach().reshape(())
+        return self.sign * value, list(grads) if self.sign > 0 else turned
+
+    def product(
+        self, gradients: Sequence[Tensor], vectors: Sequence[Tensor]
+    ) -> list[Tensor | None]:
+        """The Hessian, of which ``gradients`` keep the graph, times ``vectors``."""
+        trained = [p for p in self.params if p.requires_grad]
+        found = iter(
+            torch.autograd.grad(gradients, trained, grad_outputs=vectors, allow_unused=True)
+        )
+        return [next(found) if p.requires_grad else None for p in self.params]

@@ -36,7 +36,7 @@ class Layout:
         group_of = list(itertools.chain.from_iterable([g] * n for g, n in enumerate(counts)))
         self.param_ids = tuple(id(p) for group in param_groups for p in group["params"])
         self.device, self.dtype = device, dtype
-        self.sizes = counts
+        self.sizes, self.groups = counts, group_of
         self.zero = torch.zeros((), dtype=dtype, device=device)
         params = [p for group in param_groups for p in group["params"]]
         self.uniform = all(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from metaadamw import checkpoint
+from metaadamw.alignment import HessianProduct
 from metaadamw.config import MetaConfig, ModulatorConfig
 from metaadamw.evaluation import LossFunction
 from metaadamw.features import (
@@ -91,7 +92,7 @@ class Learner:
         self.optimizer = MetaOptimizer(
             cast(Literal["sgd", "adam"], meta.optimizer), cast(float, meta.lr)
         )
-        self.hvp: Literal["auto", "exact", "finite_difference"] = meta.hvp
+        self.hvp: Literal["auto"] | HessianProduct = meta.hvp
         self.steps = 0
         self.device_steps = torch.zeros((), device=device)
         self.last_meta_step = 0
@@ -227,10 +228,11 @@ class Learner:
         params: list[Tensor],
         tokens_of: TokensOf,
         *,
+        training_loss: Tensor | float | None,
         maximize: bool,
     ) -> MetaUpdate:
         """Algorithm 2."""
-        check_batches(self.meta, batches)
+        check_batches(self.meta, batches, has_gradient=training_loss is not None)
         learned = self.learned
         result = meta_gradient(
             model=model,
@@ -246,6 +248,7 @@ class Learner:
             config=self.meta,
             gate_sparsity=self.gate_sparsity,
             hvp=self.hvp,
+            training_loss=training_loss,
             maximize=maximize,
             eps_inside_sqrt=self.eps_inside_sqrt,
         )

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from metaadamw.alignment import HessianProduct, alignment_term
 from metaadamw.config import MetaConfig
 from metaadamw.evaluation import Evaluation, LossFunction
 from metaadamw.layout import Layout
@@ -41,7 +42,7 @@ class MetaUpdate:
         lambda2: λ₂, shape [G].
         log_variances: s of Eq. 13 before the update, shape [3]; None under fixed weights or a
             single term.
-        hvp: the product used, "exact" or "finite_difference"; None if the objective needs none.
+        hvp: the product used; None if the objective needs none.
     """
 
     applied: bool
@@ -55,7 +56,7 @@ class MetaUpdate:
     lambda1: Tensor | None = None
     lambda2: Tensor | None = None
     log_variances: Tensor | None = None
-    hvp: Literal["exact", "finite_difference"] | None = None
+    hvp: HessianProduct | None = None
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,11 @@ def _value(term: Term | None) -> float | None:
     return None if term is None else term.value.item()
 
 
-def check_batches(config: MetaConfig, batches: Mapping[str, Any]) -> None:
+def check_batches(
+    config: MetaConfig, batches: Mapping[str, Any], *, has_gradient: bool = False
+) -> None:
     """Raise ``ValueError`` unless every batch that the objective needs is there."""
-    needed = needed_batches(config)
+    needed = needed_batches(config, has_gradient=has_gradient)
     missing = [name for name in needed if batches.get(name) is None]
     if missing:
         raise ValueError(
@@ -99,24 +102,28 @@ def meta_gradient(
     layout: Layout,
     config: MetaConfig,
     gate_sparsity: float,
-    hvp: Literal["auto", "exact", "finite_difference"],
+    hvp: Literal["auto"] | HessianProduct,
+    training_loss: Tensor | float | None,
     maximize: bool,
     eps_inside_sqrt: bool,
 ) -> MetaGradient:
     """Steps 1–6 of Algorithm 2 and the gradient of step 7; nothing outside is changed."""
     evaluation = Evaluation(model, loss_fn, params, maximize)
-    batch1, val_batch = batches["batch1"], batches.get("val_batch")
+    batch1, val_batch = batches.get("batch1"), batches.get("val_batch")
     terms: dict[str, Term] = {}
-    used: Literal["exact", "finite_difference"] | None = None
+    used: HessianProduct | None = None
 
     def skipped(reason: str) -> MetaGradient:
         return MetaGradient(MetaUpdate(applied=False, skipped_reason=reason), None)
 
     with undisturbed(model, params) as snapshot:
-        training_loss, grads = evaluation.gradient("batch1", batch1)  # step 2
-        if not _finite(training_loss, *grads):
+        if training_loss is None:
+            loss1, grads = evaluation.gradient("batch1", batch1)  # step 2
+        else:
+            loss1, grads = evaluation.known(training_loss, snapshot.grads)
+        if not _finite(loss1, *grads):
             return skipped("non-finite loss or gradient on batch1")
-        val_loss = torch.zeros_like(training_loss)
+        val_loss = torch.zeros_like(loss1)
         if "val_batch" in needed_batches(config):
             val_loss = evaluation.loss("val_batch", val_batch)
             if not _finite(val_loss):
@@ -137,12 +144,11 @@ def meta_gradient(
             layout,
             config,
             eps_inside_sqrt=eps_inside_sqrt,
-            hvp=hvp,
         )
-        terms.update(lookahead.losses(batch1, val_batch, training_loss, val_loss))
+        terms.update(lookahead.losses(batch1, val_batch, loss1, val_loss))
         if "gradient_alignment" in terms_of(config):  # step 5
-            terms["gradient_alignment"] = lookahead.gradient_alignment(batches["batch2"])
-            used = "finite_difference" if lookahead.hvp == "finite_difference" else "exact"
+            term, used = alignment_term(lookahead, batches["batch2"], hvp)
+            terms["gradient_alignment"] = term
 
     combined = config.objective == "combined"
     uncertain = combined and config.weighting == "uncertainty"

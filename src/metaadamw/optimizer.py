@@ -366,6 +366,8 @@ class MetaAdamW(Optimizer):
         batch1: Any = None,
         batch2: Any = None,
         val_batch: Any = None,
+        *,
+        training_loss: Tensor | float | None = None,
     ) -> MetaUpdate:
         """One meta-update of the modulator (Algorithm 2).
 
@@ -375,11 +377,14 @@ class MetaAdamW(Optimizer):
         Args:
             model: the model, passed on to ``loss_fn``.
             loss_fn: ``loss_fn(model, batch)`` -> scalar loss with a graph.
-            batch1: training batch B1, of the hypothetical step.
+            batch1: training batch B1, of the hypothetical step. None with ``training_loss``.
             batch2: training batch B2, of the gradient after it (objectives "gradient_alignment"
                 and "combined").
             val_batch: validation batch (objectives "loss_decrease", "generalization_gap" and
                 "combined").
+            training_loss: the loss whose gradients are in ``.grad`` now. They then serve as those
+                on B1, which saves a forward and backward pass; call it between ``backward()`` and
+                ``step()``.
 
         Returns:
             The terms, the modulation they were taken at, and whether the update was applied or
@@ -407,6 +412,7 @@ class MetaAdamW(Optimizer):
             {"batch1": batch1, "batch2": batch2, "val_batch": val_batch},
             self._params(),
             self._tokens,
+            training_loss=training_loss,
             maximize=self.defaults["maximize"],
         )
 

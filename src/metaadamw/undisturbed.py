@@ -76,11 +76,13 @@ class Snapshot(NamedTuple):
     """What ``undisturbed`` keeps.
 
     Attributes:
-        values: the parameters at θ.
+        values: the trained parameters at θ; None for a frozen one.
+        grads: the gradients of the training step, None where there is none.
         streams: the random streams at the start.
     """
 
-    values: list[Tensor]
+    values: list[Tensor | None]
+    grads: list[Tensor | None]
     streams: RandomStreams
 
 
@@ -91,18 +93,39 @@ def undisturbed(model: nn.Module, params: list[Tensor]) -> Iterator[Snapshot]:
     To the last bit, also when the block raises. Inside, ``.grad`` is None, so that a loss which
     clears or accumulates gradients cannot touch those of the training step.
 
+    A loss may also move parameters that the optimizer does not train (a momentum encoder). They are
+    kept as well, unless they outweigh the trained ones, like the base under adapters: then a loss
+    that moves them is an error.
+
     Args:
         model: whose buffers and flags are kept.
         params: the parameters that the block may change in place.
+
+    Raises:
+        RuntimeError: the block has moved a large frozen part of the model.
     """
     # Everything that can fail (out of memory) comes before anything is set aside.
     streams = RandomStreams(p.device for p in params)
-    values = [p.detach().clone() for p in params]
+    held = {id(p) for p in params}
+    trained = [p for p in params if p.requires_grad]
+    others: list[Tensor] = [p for p in model.parameters() if id(p) not in held]
+    others += [p for p in params if not p.requires_grad]
+    light = sum(p.numel() for p in others) <= sum(p.numel() for p in trained)
+    kept = trained + others if light else trained
+    values = [p.detach().clone() for p in kept]
+    versions = [p._version for p in others]
+    grads = [p.grad for p in params]
     module = _Module(model, params)
+    at = {id(p): value for p, value in zip(trained, values, strict=False)}
     try:
-        yield Snapshot(values, streams)
+        yield Snapshot([at.get(id(p)) for p in params], grads, streams)
+        if not light and versions != [p._version for p in others]:
+            raise RuntimeError(
+                "loss_fn has moved a parameter that the optimizer does not train, in a frozen part "
+                "of the model that is too large to be kept during a meta-update; make it a buffer"
+            )
     finally:
         with torch.no_grad():
-            torch._foreach_copy_(params, values)
+            torch._foreach_copy_(kept, values)
         module.restore()
         streams.restore()
