@@ -112,6 +112,21 @@ def _exact(lookahead: Lookahead, batch2: Any) -> Term:
     return _term(lookahead, alignment, lookahead.along(product))
 
 
+def _shift(
+    lookahead: Lookahead, updated: Sequence[Tensor | None], alignment: Alignment, epsilon: float
+) -> list[bool]:
+    """From θ′ to θ′ + εq, without a copy of q; which tensors have moved."""
+    for g, param, new, old in zip(
+        lookahead.layout.groups, lookahead.params, updated, lookahead.grads, strict=True
+    ):
+        if new is None:
+            continue
+        param.add_(new * (epsilon * alignment.on_updated[g]).to(new))
+        if old is not None:
+            param.add_(old * (epsilon * alignment.on_original[g]).to(new))
+    return [new is not None for new in updated]
+
+
 @torch.no_grad()
 def _difference(lookahead: Lookahead, batch2: Any, *, central: bool) -> Term:
     r"""The product by differences.
@@ -132,14 +147,7 @@ def _difference(lookahead: Lookahead, batch2: Any, *, central: bool) -> Term:
     unit = max(torch.finfo(p.dtype).eps for p in params)
     epsilon = 2 * unit ** (1 / 3 if central else 1 / 2) / norm
     at_updated = None if central else lookahead.along(updated)
-    shifted = [new is not None for new in reals]
-    for i, (param, new, old) in enumerate(zip(params, reals, lookahead.grads, strict=True)):
-        if new is None:
-            continue
-        g = lookahead.layout.groups[i]
-        param.add_(new * (epsilon * alignment.on_updated[g]).to(new))
-        if old is not None:
-            param.add_(old * (epsilon * alignment.on_original[g]).to(new))
+    shifted = _shift(lookahead, reals, alignment, epsilon)
     del updated, reals
     plus = lookahead.along(evaluation.gradient("batch2", batch2)[1])
     if at_updated is not None:
