@@ -133,7 +133,7 @@ def adamw_foreach(
     if not params:
         return
     beta1, beta2 = betas
-    if steps[0].is_cpu:
+    if steps[0].is_cpu and not capturable:
         # A wrapped scalar: adding the number 1 would wrap it anew for every counter.
         torch._foreach_add_(steps, torch.tensor(1.0), alpha=1.0)
     else:
@@ -212,6 +212,8 @@ def adamw_fused(
     if not params:
         return
     torch._foreach_add_(steps, 1)
+    if isinstance(lr, Tensor):
+        lr = lr.float()  # all that the kernel reads
     if isinstance(weight_decay, Tensor):
         torch._foreach_mul_(params, 1 - lr * weight_decay)
         weight_decay = 0.0

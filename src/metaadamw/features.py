@@ -269,6 +269,9 @@ def group_features(
     }
     matrix = torch.stack(_reduced(table, statistics, layout), dim=1)
     if any(f.standardise for f in table):
-        mask = torch.tensor([f.standardise for f in table], device=layout.device)
-        matrix = torch.where(mask, standardise(matrix), matrix)
+        plain, standardised = matrix.unbind(1), standardise(matrix).unbind(1)
+        chosen = [
+            standardised[i] if feature.standardise else plain[i] for i, feature in enumerate(table)
+        ]
+        matrix = torch.stack(chosen, dim=1)
     return matrix

@@ -57,7 +57,7 @@ class Layout:
             float(sum(p.numel() * (2 if p.is_complex() else 1) for p in group["params"]))
             for group in param_groups
         ]
-        self.numel = self._column(numels).clamp_min(1.0)  # [G]
+        self.numel = self.vector(numels).clamp_min(1.0)  # [G]
         self.log_numel = self.numel.log()
         biases, depths = [], []
         names = [
@@ -69,11 +69,14 @@ class Layout:
             values = [0.5 if d is None else d for d in itertools.islice(by_name, len(flags))]
             biases.append(sum(flags) / max(len(flags), 1))
             depths.append(group.get("depth", sum(values) / max(len(values), 1)))
-        self.bias_ratio = self._column(biases)
-        self.depth = self._column(depths)
+        self.bias_ratio = self.vector(biases)
+        self.depth = self.vector(depths)
 
-    def _column(self, values: list[float]) -> Tensor:
-        return torch.tensor(values, dtype=self.dtype, device=self.device)
+    def vector(self, values: Sequence[float]) -> Tensor:
+        """Numbers of the host as a vector on the device, without waiting for it."""
+        pinned = self.device.type == "cuda"
+        host = torch.tensor(values, dtype=self.dtype, pin_memory=pinned)
+        return host.to(self.device, non_blocking=True)
 
     def fits(self, param_groups: Sequence[Mapping[str, Any]]) -> bool:
         """Whether the param groups still hold the tensors this layout was made for."""

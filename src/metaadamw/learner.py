@@ -92,6 +92,7 @@ class Learner:
         self.optimizer = MetaOptimizer(
             cast(Literal["sgd", "adam"], meta.optimizer), cast(float, meta.lr)
         )
+        self.on_host = device.type == "cpu" and not capturable
         self.hvp: Literal["auto"] | HessianProduct = meta.hvp
         self.steps = 0
         self.device_steps = torch.zeros((), device=device)
@@ -159,8 +160,12 @@ class Learner:
             columns, pairs = tensor_columns(tokens), self.products
             learns = self.meta.mode == "online" and self.steps >= self.meta.warmup_steps
             if learns and self.last is not None:
-                inside = self.eps_inside_sqrt
-                columns["direction"] = directions(tokens, self.last, eps_inside_sqrt=inside)
+                columns["direction"] = directions(
+                    tokens,
+                    self.last,
+                    eps_inside_sqrt=self.eps_inside_sqrt,
+                    capturable=self.capturable,
+                )
                 pairs = list(dict.fromkeys([*pairs, *ONLINE_PRODUCTS]))
             products = self.layout.products(columns, pairs)
             if learns and self.last is not None:
@@ -173,7 +178,7 @@ class Learner:
         """A non-finite gradient must not reach the modulator: it sees the last features again."""
         held = torch.zeros_like(features) if self.features is None else self.features
         finite = torch.isfinite(features).all()
-        if finite.is_cpu:
+        if self.on_host:  # asking costs nothing here
             if not finite:
                 self.skipped += 1
             return features if finite else held
@@ -213,12 +218,10 @@ class Learner:
             )
 
     def _vector(self, numbers: Sequence[float | Tensor]) -> Tensor:
-        device, dtype = self.layout.device, self.layout.dtype
+        layout = self.layout
         if all(isinstance(n, float) for n in numbers):
-            return torch.tensor(numbers, device=device, dtype=dtype)
-        return torch.stack(
-            [torch.as_tensor(n, device=device, dtype=dtype).reshape(()) for n in numbers]
-        )
+            return layout.vector(cast(list[float], numbers))
+        return layout.stack([layout.zero + n for n in numbers])
 
     def update(
         self,

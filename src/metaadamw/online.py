@@ -69,7 +69,9 @@ ONLINE_PRODUCTS: list[Pair] = [
 """The inner products that the signal is made of."""
 
 
-def directions(tokens: Sequence[Token], last: LastStep, *, eps_inside_sqrt: bool) -> Column:
+def directions(
+    tokens: Sequence[Token], last: LastStep, *, eps_inside_sqrt: bool, capturable: bool = False
+) -> Column:
     r"""The column of :math:`\hat u_t`, each made when it is asked for."""
     states = [
         (*state, numbers)
@@ -81,7 +83,7 @@ def directions(tokens: Sequence[Token], last: LastStep, *, eps_inside_sqrt: bool
         exp_avg, exp_avg_sq, step, (beta1, beta2, eps) = states[i]
         if not last.moved[i] or exp_avg is None or exp_avg_sq is None or step is None:
             return None
-        t = step.item() if step.is_cpu else step
+        t = step.item() if step.is_cpu and not capturable else step
         if isinstance(t, float) and t == 0:  # its state was taken away since
             return None
         return update_direction(
@@ -110,7 +112,7 @@ def online_signal(
         last: the last step.
         layout: the layout of the groups.
     """
-    moved = torch.tensor(last.moved, device=layout.device).to(layout.dtype)
+    moved = 1.0 if all(last.moved) else layout.vector(last.moved)
     rates, decays = last.rates, last.decays
     grad_norm = (products["grad", "grad"] @ layout.sum).sqrt()
     grad_direction = products["grad", "direction"] @ layout.sum

@@ -302,7 +302,7 @@ class MetaAdamW(Optimizer):
         tokens = self._tokens(maximize=self.defaults["maximize"])
         modulation = self._learning.modulate(tokens)  # lines 2–3
         # On the CPU numbers are free to read; on an accelerator they stay tensors.
-        on_host = modulation.alpha.is_cpu and not self.defaults["capturable"]
+        on_host = self._learning.on_host
         alphas = modulation.alpha.tolist() if on_host else modulation.alpha.unbind()
         betas = modulation.beta.tolist() if on_host else modulation.beta.unbind()
         rates: list[Number] = []
