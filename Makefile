@@ -1,4 +1,4 @@
-# make demo needs Python >= 3.10 with venv, nothing else; every target installs what it needs, once.
+# Needs Python >= 3.11 with venv, nothing else; every target installs what it needs, once.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
