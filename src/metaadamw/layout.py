@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from metaadamw.groups import is_bias, normalized_depths
+from metaadamw.precision import full_precision
 
 __all__ = ["Column", "Layout", "Pair", "cosines", "flat"]
 
@@ -115,7 +116,8 @@ class Layout:
 
     def group_products(self, columns: Mapping[str, Column], pairs: Sequence[Pair]) -> list[Tensor]:
         """Inner products of the groups' concatenated tensors, [G] for each pair."""
-        return [product @ self.sum for product in self.products(columns, pairs).values()]
+        with full_precision(self.device):
+            return [product @ self.sum for product in self.products(columns, pairs).values()]
 
 
 def flat(tensor: Tensor) -> Tensor:

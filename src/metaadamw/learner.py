@@ -33,6 +33,7 @@ from metaadamw.online import (
     modulator_gradient,
     online_signal,
 )
+from metaadamw.precision import full_precision
 from metaadamw.replay import Schedule
 from metaadamw.tokens import Token
 from metaadamw.uncertainty import PriorityUncertaintyWeighting
@@ -136,15 +137,15 @@ class Learner:
 
     def compute_features(self, tokens: Sequence[Token]) -> Tensor:
         """The features of the step about to be taken, [G, F]."""
-        self._follow(tokens)
+        self._follow([token.group for token in tokens])
         columns = tensor_columns(tokens)
-        return self._features(columns, self.layout.products(columns, self.products))
+        with full_precision(self.layout.device):
+            return self._features(columns, self.layout.products(columns, self.products))
 
-    def _follow(self, tokens: Sequence[Token]) -> None:
+    def _follow(self, param_groups: Sequence[Mapping[str, Any]]) -> None:
         """Notice parameters that were exchanged in the groups."""
-        groups = [token.group for token in tokens]
-        if not self.layout.fits(groups):
-            self.layout = Layout(groups, self.layout.device, self.layout.dtype)
+        if not self.layout.fits(param_groups):
+            self.layout = Layout(param_groups, self.layout.device, self.layout.dtype)
 
     def _features(self, columns: Mapping[str, Column], products: Mapping[Pair, Tensor]) -> Tensor:
         step = self.device_steps + 1 if self.capturable else self.steps + 1
@@ -156,7 +157,7 @@ class Learner:
             layout = self.layout
             self.modulation = self.schedule.at(self.steps, layout.device, layout.dtype)
         elif self.modulation is None or self.steps % self.config.update_every == 0:
-            self._follow(tokens)
+            self._follow([token.group for token in tokens])
             columns, pairs = tensor_columns(tokens), self.products
             learns = self.meta.mode == "online" and self.steps >= self.meta.warmup_steps
             if learns and self.last is not None:
@@ -228,7 +229,7 @@ class Learner:
         model: nn.Module,
         loss_fn: LossFunction,
         batches: Mapping[str, Any],
-        params: list[Tensor],
+        param_groups: Sequence[Mapping[str, Any]],
         tokens_of: TokensOf,
         *,
         training_loss: Tensor | float | None,
@@ -236,12 +237,13 @@ class Learner:
     ) -> MetaUpdate:
         """Algorithm 2."""
         check_batches(self.meta, batches, has_gradient=training_loss is not None)
+        self._follow(param_groups)
         learned = self.learned
         result = meta_gradient(
             model=model,
             loss_fn=loss_fn,
             batches=batches,
-            params=params,
+            params=[p for group in param_groups for p in group["params"]],
             tokens_of=tokens_of,
             features_of=self.compute_features,
             modulator=self.modulator,

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metaadamw.config import ModulatorConfig
+from metaadamw.precision import full_precision
 
 __all__ = ["Modulation", "Modulator"]
 
@@ -168,7 +169,7 @@ class Modulator(nn.Module):
         if x.shape[1] < self.dim:
             x = F.pad(x, (0, self.dim - x.shape[1]))
         layers = zip(*(t.unbind(0) for t in self.encoder_tensors()), strict=True)
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() and x.device.type in ("cpu", "cuda"):
             # One kernel for a layer, the one behind nn.TransformerEncoderLayer in inference.
             heads, z = self.config.heads, x.unsqueeze(0)
             for w in layers:
@@ -197,7 +198,8 @@ class Modulator(nn.Module):
             raise ValueError(
                 f"features must have shape [G, {self.num_features}], got {tuple(features.shape)}"
             )
-        raw = F.linear(self.encode(features), self.output_weight, self.output_bias)  # Eq. 6
+        with full_precision(features.device):
+            raw = F.linear(self.encode(features), self.output_weight, self.output_bias)  # Eq. 6
         alpha, beta, lambda1, lambda2 = torch.sigmoid(raw).unbind(1)
         return Modulation(
             alpha=1 + self.config.alpha_range * (alpha - 0.5),

@@ -17,6 +17,7 @@ from metaadamw.evaluation import LossFunction
 from metaadamw.learner import Learner
 from metaadamw.meta_update import MetaUpdate
 from metaadamw.modulator import Modulation, Modulator
+from metaadamw.precision import full_precision
 from metaadamw.replay import Schedule
 from metaadamw.tokens import Token, moment_dtype
 from metaadamw.uncertainty import PriorityUncertaintyWeighting
@@ -286,7 +287,7 @@ class MetaAdamW(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        with torch.no_grad():
+        with torch.no_grad(), full_precision(self._learning.layout.device):
             self._step()
         return loss
 
@@ -410,7 +411,7 @@ class MetaAdamW(Optimizer):
             model,
             loss_fn,
             {"batch1": batch1, "batch2": batch2, "val_batch": val_batch},
-            self._params(),
+            self.param_groups,
             self._tokens,
             training_loss=training_loss,
             maximize=self.defaults["maximize"],
