@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from metaadamw.precision import full_precision
 from metaadamw.undisturbed import RandomStreams
 
 __all__ = ["Evaluation", "LossFunction", "once_differentiable", "twice_differentiable"]
@@ -109,11 +110,12 @@ class Evaluation:
                 )
             # A frozen parameter is one without a gradient.
             trained = [p for p in self.params if p.requires_grad]
-            found = iter(
-                torch.autograd.grad(loss, trained, create_graph=create_graph, allow_unused=True)
-                if trained
-                else ()
-            )
+            with full_precision(loss.device):  # as for any backward pass
+                found = iter(
+                    torch.autograd.grad(loss, trained, create_graph=create_graph, allow_unused=True)
+                    if trained
+                    else ()
+                )
         grads = [next(found) if p.requires_grad else None for p in self.params]
         if any(g is not None and g.layout != torch.strided for g in grads):
             raise ValueError(
@@ -149,7 +151,8 @@ class Evaluation:
     ) -> list[Tensor | None]:
         """The Hessian, of which ``gradients`` keep the graph, times ``vectors``."""
         trained = [p for p in self.params if p.requires_grad]
-        found = iter(
-            torch.autograd.grad(gradients, trained, grad_outputs=vectors, allow_unused=True)
-        )
+        with full_precision(gradients[0].device):
+            found = iter(
+                torch.autograd.grad(gradients, trained, grad_outputs=vectors, allow_unused=True)
+            )
         return [next(found) if p.requires_grad else None for p in self.params]

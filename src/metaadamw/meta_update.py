@@ -15,6 +15,7 @@ from metaadamw.evaluation import Evaluation, LossFunction
 from metaadamw.layout import Layout
 from metaadamw.lookahead import TERMS, Lookahead, Term, needed_batches, terms_of
 from metaadamw.modulator import Modulator
+from metaadamw.precision import full_precision
 from metaadamw.tokens import Token
 from metaadamw.uncertainty import PriorityUncertaintyWeighting
 from metaadamw.undisturbed import undisturbed
@@ -152,7 +153,7 @@ def meta_gradient(
 
     combined = config.objective == "combined"
     uncertain = combined and config.weighting == "uncertainty"
-    with torch.enable_grad():  # step 6
+    with torch.enable_grad(), full_precision(layout.device):  # step 6
         values = [terms[name].at(modulation) for name in TERMS if name in terms]
         if uncertain:
             total = weighting(values)
