@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from benchmarks.contestants import BASELINE, Contestant, for_growth, for_model
-from benchmarks.measure import Timing, bandwidth, side_by_side
+from benchmarks.measure import bandwidth, side_by_side
 from benchmarks.models import (
     ParamGroups,
     all_params,
@@ -146,5 +146,3 @@ def run(quick: bool, advance: Callable[[], None]) -> Section:
 
 UNITS = 6
 """Calls of ``advance``."""
-
-__all__ = ["UNITS", "Timing", "measure_steps", "run"]
