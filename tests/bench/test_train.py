@@ -12,10 +12,10 @@ from metaadamw.bench.train import evaluate, shuffled_batches, train
 
 def small(name):
     """The task with a validation part of 20 examples, to save time."""
-    task = get_task(name)
-    train_part, meta_validation, validation = task.load()
+    task = get_task(name).prepare()
+    train_part, meta_validation, validation, _ = task.splits
     splits = Splits(train_part, meta_validation, TensorDataset(*validation[:20]))
-    return dataclasses.replace(task, load=lambda: splits)
+    return dataclasses.replace(task, splits=splits)
 
 
 def numbers(run):
@@ -64,7 +64,7 @@ def test_arms_share_weights_batches_and_dropout(name):
 
 
 def test_history_of_alpha_and_beta():
-    task = get_task("digits")
+    task = get_task("digits").prepare()
     run = train(task, get_arm("metaadamw"), 0, steps=30)
     groups = [group["name"] for group in fine_grained_groups(task.build_model())]
     assert run.groups == groups
@@ -113,9 +113,9 @@ def test_unknown_arm_is_refused_with_the_choice():
 
 
 def test_evaluation_weights_every_example_alike():
-    task = get_task("digits")
+    task = get_task("digits").prepare()
     model = task.build_model()
-    part = TensorDataset(*task.load().validation[:70])  # batches of 64 and 6
+    part = TensorDataset(*task.splits.validation[:70])  # batches of 64 and 6
     found = evaluate(task, model, part, step=5)
     images, labels = part[:]
     with torch.no_grad():

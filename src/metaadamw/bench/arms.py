@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from metaadamw import MetaAdamW, MetaConfig, fine_grained_groups
-from metaadamw.bench.tasks.spec import Task
+from metaadamw.bench.tasks.spec import PreparedTask
 
 __all__ = ["ARMS", "Arm", "get_arm"]
 
@@ -28,15 +28,17 @@ class Arm:
     name: str
     title: str
     description: str
-    build: Callable[[nn.Module, Task, int, int], torch.optim.Optimizer]
+    build: Callable[[nn.Module, PreparedTask, int, int], torch.optim.Optimizer]
 
 
-def _adamw(model: nn.Module, task: Task, total_steps: int, seed: int) -> torch.optim.Optimizer:
+def _adamw(
+    model: nn.Module, task: PreparedTask, total_steps: int, seed: int
+) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=task.lr, weight_decay=task.weight_decay)
 
 
-def _metaadamw(meta: MetaConfig) -> Callable[[nn.Module, Task, int, int], MetaAdamW]:
-    def build(model: nn.Module, task: Task, total_steps: int, seed: int) -> MetaAdamW:
+def _metaadamw(meta: MetaConfig) -> Callable[[nn.Module, PreparedTask, int, int], MetaAdamW]:
+    def build(model: nn.Module, task: PreparedTask, total_steps: int, seed: int) -> MetaAdamW:
         return MetaAdamW(
             fine_grained_groups(model),
             lr=task.lr,

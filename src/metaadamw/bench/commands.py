@@ -74,9 +74,7 @@ def demo(
             callback=_check_task_names,
         ),
     ] = None,
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="Steps per run, instead of each task's own number.")
-    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps per run, 300 by default.")] = None,
     threads: Annotated[
         int, typer.Option(min=1, help="CPU threads; models this small gain little.")
     ] = 1,

@@ -24,8 +24,8 @@ from metaadamw import __version__
 from metaadamw.bench.arms import Arm, get_arm
 from metaadamw.bench.picture import draw
 from metaadamw.bench.summary import Summary, summarise
-from metaadamw.bench.tasks import Task
-from metaadamw.bench.train import Run, train
+from metaadamw.bench.tasks import PreparedTask, Task
+from metaadamw.bench.train import STEPS, Run, train
 
 __all__ = ["run_demo"]
 
@@ -40,14 +40,15 @@ def run_demo(
     Args:
         tasks: the tasks.
         seeds: the seeds; within a seed all arms start alike.
-        steps: optimizer steps of a run, each task's own number by default.
+        steps: optimizer steps of a run, ``STEPS`` by default.
         out: directory for ``demo.png`` and ``demo.json``.
         console: where to print.
     """
     out.mkdir(parents=True, exist_ok=True)
     arms = [get_arm(name) for name in _ARMS]
     console.print(_introduction(tasks, arms))
-    runs = _train_all(tasks, arms, seeds, steps, console)
+    prepared = [task.prepare() for task in tasks]
+    runs = _train_all(prepared, arms, seeds, steps, console)
     summaries = [summarise(runs, task.name, arm.name) for task in tasks for arm in arms]
 
     console.print(_table(tasks, summaries))
@@ -65,7 +66,9 @@ def run_demo(
                 style="red",
             )
     numbers, picture = out / "demo.json", out / "demo.png"
-    numbers.write_text(json.dumps(_record(tasks, arms, summaries, runs)), encoding="utf-8")
+    numbers.write_text(
+        json.dumps(_record(tasks, prepared, arms, summaries, runs)), encoding="utf-8"
+    )
     draw(tasks, arms, runs, picture)
     console.print(f"\nNumbers: {numbers}\nPicture: {picture}", soft_wrap=True, highlight=False)
 
@@ -81,7 +84,7 @@ def _introduction(tasks: Sequence[Task], arms: Sequence[Arm]) -> Table:
 
 
 def _train_all(
-    tasks: Sequence[Task],
+    tasks: Sequence[PreparedTask],
     arms: Sequence[Arm],
     seeds: Sequence[int],
     steps: int | None,
@@ -99,7 +102,7 @@ def _train_all(
         TimeRemainingColumn(),
         console=console,
     ) as progress:
-        total = sum(steps or task.steps for task, _, _ in plan)
+        total = len(plan) * (steps or STEPS)
         overall = progress.add_task("all runs", total=total, loss="")
         current = progress.add_task("", total=None, loss="")
 
@@ -111,7 +114,7 @@ def _train_all(
             progress.reset(
                 current,
                 description=f"{task.name}, seed {seed}, {arm.title}",
-                total=steps or task.steps,
+                total=steps or STEPS,
             )
             runs.append(train(task, arm, seed, steps=steps, on_step=on_step))
         progress.remove_task(current)
@@ -150,7 +153,11 @@ def _difference(task: Task, summary: Summary) -> str:
 
 
 def _record(
-    tasks: Sequence[Task], arms: Sequence[Arm], summaries: Sequence[Summary], runs: Sequence[Run]
+    tasks: Sequence[Task],
+    prepared: Sequence[PreparedTask],
+    arms: Sequence[Arm],
+    summaries: Sequence[Summary],
+    runs: Sequence[Run],
 ) -> dict[str, object]:
     """Every number, and what is needed to understand it."""
     return {
@@ -167,11 +174,11 @@ def _record(
                 "data": task.data,
                 "metric": task.metric.name,
                 "direction": task.metric.direction,
-                "batch_size": task.batch_size,
-                "lr": task.lr,
-                "weight_decay": task.weight_decay,
+                "batch_size": ready.batch_size,
+                "lr": ready.lr,
+                "weight_decay": ready.weight_decay,
             }
-            for task in tasks
+            for task, ready in zip(tasks, prepared, strict=True)
         },
         "arms": {arm.name: arm.description for arm in arms},
         "summaries": [asdict(summary) for summary in summaries],

@@ -17,12 +17,12 @@ from torch.utils.data import TensorDataset
 
 from metaadamw import MetaAdamW, Recorder
 from metaadamw.bench.arms import Arm
-from metaadamw.bench.tasks.spec import Batch, Task
+from metaadamw.bench.tasks.spec import Batch, PreparedTask
 
-__all__ = ["Evaluation", "Run", "Seconds", "train"]
+__all__ = ["STEPS", "Evaluation", "Run", "Seconds", "train"]
 
+STEPS = 300
 _EVALUATIONS = 10
-_EVALUATION_BATCH_SIZE = 64
 # Separate streams of random numbers: what one of them draws does not move the others.
 _STREAMS = ("initialisation", "order", "dropout", "batch1", "batch2", "val_batch")
 
@@ -85,7 +85,7 @@ class Run:
 
 
 def train(
-    task: Task,
+    task: PreparedTask,
     arm: Arm,
     seed: int,
     *,
@@ -98,13 +98,13 @@ def train(
         task: the task.
         arm: the optimizer.
         seed: fixes initial weights, order of the data, dropout, meta batches and modulator.
-        steps: optimizer steps, the task's own number by default.
+        steps: optimizer steps, ``STEPS`` by default.
         on_step: called with the training loss after every step.
 
     Returns:
         The run; the same arguments give the same numbers, apart from the wall time.
     """
-    steps = task.steps if steps is None else steps
+    steps = STEPS if steps is None else steps
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     # The caller's random numbers go on as if nothing had happened.
@@ -112,9 +112,11 @@ def train(
         return _train(task, arm, seed, steps, on_step)
 
 
-def _train(task: Task, arm: Arm, seed: int, steps: int, on_step: Callable[[float], None]) -> Run:
+def _train(
+    task: PreparedTask, arm: Arm, seed: int, steps: int, on_step: Callable[[float], None]
+) -> Run:
     run = Run(task.name, arm.name, seed)
-    splits = task.load()
+    splits = task.splits
     torch.manual_seed(_stream(seed, "initialisation"))
     model = task.build_model()
     optimizer = arm.build(model, task, steps, seed)
@@ -173,16 +175,6 @@ def shuffled_batches(dataset: TensorDataset, batch_size: int, seed: int) -> Iter
             yield dataset[order[start : start + batch_size]]
 
 
-@torch.no_grad()
-def evaluate(task: Task, model: nn.Module, dataset: TensorDataset, step: int) -> Evaluation:
+def evaluate(task: PreparedTask, model: nn.Module, dataset: TensorDataset, step: int) -> Evaluation:
     """Mean loss and metric over a whole split, in evaluation mode."""
-    model.eval()
-    totals = torch.zeros(2, dtype=torch.float64)
-    for start in range(0, len(dataset), _EVALUATION_BATCH_SIZE):
-        *inputs, target = dataset[start : start + _EVALUATION_BATCH_SIZE]
-        output = model(*inputs)
-        means = torch.stack([task.loss(output, target), task.metric.measure(output, target)])
-        totals += len(target) * means
-    model.train()
-    loss, metric = (totals / len(dataset)).tolist()
-    return Evaluation(step, loss, metric)
+    return Evaluation(step, *task.evaluate(model, dataset))

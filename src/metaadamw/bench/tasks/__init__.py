@@ -4,9 +4,31 @@ from __future__ import annotations
 
 import importlib
 
-from metaadamw.bench.tasks.spec import Batch, Metric, Splits, Task
+from metaadamw.bench.tasks.spec import (
+    Batch,
+    Means,
+    Metric,
+    PaperNumbers,
+    PreparedTask,
+    Protocol,
+    Size,
+    Splits,
+    Task,
+)
 
-__all__ = ["Batch", "Metric", "Splits", "Task", "get_task", "task_names"]
+__all__ = [
+    "Batch",
+    "Means",
+    "Metric",
+    "PaperNumbers",
+    "PreparedTask",
+    "Protocol",
+    "Size",
+    "Splits",
+    "Task",
+    "get_task",
+    "task_names",
+]
 
 # One file a task, each defining TASK.
 _MODULES = {

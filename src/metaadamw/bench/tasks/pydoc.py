@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import TensorDataset
 
-from metaadamw.bench.tasks.spec import Metric, Splits, Task
+from metaadamw.bench.tasks.spec import Metric, PreparedTask, Protocol, Size, Splits, Task
 
 # Newline and printable ASCII; every other character becomes the last entry.
 _ALPHABET = "\n" + "".join(map(chr, range(32, 127)))
@@ -117,9 +118,29 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
-def bits_per_character(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy over all characters of the batch, in bits."""
-    return cross_entropy(logits, targets) / math.log(2)
+METRIC = Metric(
+    name="bits per character", direction="minimize", finish=lambda nats: nats / math.log(2)
+)
+
+
+def build(protocol: Protocol, size: Size, data_dir: Path | None) -> PreparedTask:
+    """Everything a run needs; the data directory is not."""
+    return PreparedTask(
+        name="pydoc",
+        protocol=protocol,
+        size=size,
+        splits=load(),
+        build_model=CharacterTransformer,
+        loss=cross_entropy,
+        metric=METRIC,
+        batch_size=16,
+        drop_last=True,
+        max_epochs={"adamw": 1, "metaadamw": 1},
+        patience=None,
+        # The best for AdamW on the meta-validation part among 1e-3, 3e-3, 1e-2, 3e-2.
+        lr=1e-2,
+        weight_decay=1e-2,
+    )
 
 
 TASK = Task(
@@ -130,13 +151,8 @@ TASK = Task(
         "paragraphs kept once, windows of 64 characters; segments of 1,300 characters shared out "
         "90 : 5 : 5 (the text differs slightly between Python versions)"
     ),
-    load=load,
-    build_model=CharacterTransformer,
-    loss=cross_entropy,
-    metric=Metric(name="bits per character", direction="minimize", measure=bits_per_character),
-    batch_size=16,
-    steps=300,
-    # The best for AdamW on the meta-validation part among 1e-3, 3e-3, 1e-2, 3e-2.
-    lr=1e-2,
-    weight_decay=1e-2,
+    metric=METRIC,
+    build=build,
+    protocols=("clean",),
+    sizes=("small",),
 )
