@@ -10,12 +10,22 @@ read back to the host.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from metaadamw.modulator import Modulation
 from metaadamw.tokens import Token
 
-__all__ = ["adamw", "adamw_foreach", "adamw_fused", "adamw_plain", "update_direction"]
+__all__ = [
+    "adamw",
+    "adamw_foreach",
+    "adamw_fused",
+    "adamw_plain",
+    "modulated_adamw",
+    "update_direction",
+]
 
 Number = float | Tensor
 
@@ -295,6 +305,54 @@ def adamw(
         )
         if half:
             torch._foreach_copy_(targets, params)
+
+
+def modulated_adamw(
+    tokens: Sequence[Token],
+    modulation: Modulation,
+    path: str,
+    *,
+    on_host: bool,
+    eps_inside_sqrt: bool,
+    capturable: bool,
+    decay_corrected_at: int | None,
+) -> tuple[list[Number], list[Number]]:
+    r"""Lines 4–7 of Algorithm 1: every group with its own rate and weight decay.
+
+    Args:
+        tokens: the groups' tensors.
+        modulation: α and β.
+        path: "plain", "foreach" or "fused".
+        on_host: read α and β as numbers, which is free on the CPU; else they stay tensors.
+        eps_inside_sqrt: the printed form of Eq. 4.
+        capturable: keep the step counters on the device.
+        decay_corrected_at: divide the weight decay by :math:`1 - \beta_1^t` of this t.
+
+    Returns:
+        The rates and decays used, one for each group.
+    """
+    alphas = modulation.alpha.tolist() if on_host else modulation.alpha.unbind()
+    betas = modulation.beta.tolist() if on_host else modulation.beta.unbind()
+    rates: list[Number] = []
+    decays: list[Number] = []
+    for token, alpha, beta in zip(tokens, alphas, betas, strict=True):
+        lr, weight_decay = token.group["lr"], token.group["weight_decay"]
+        if isinstance(lr, Tensor):
+            # foreach and fused take a number from the CPU
+            lr = lr.item() if on_host and path != "plain" else lr.reshape(())
+        if decay_corrected_at is not None:
+            weight_decay = weight_decay / (1 - token.group["betas"][0] ** decay_corrected_at)
+        rates.append(lr * alpha)
+        decays.append(weight_decay * beta if weight_decay else 0.0)
+        adamw(
+            token,
+            path,
+            lr=rates[-1],
+            weight_decay=decays[-1],
+            eps_inside_sqrt=eps_inside_sqrt,
+            capturable=capturable,
+        )
+    return rates, decays
 
 
 def _near(value: Number, device: torch.device) -> Number:

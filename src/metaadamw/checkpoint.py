@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metaadamw.tokens import moment_dtype
+from metaadamw.state import moment_dtype
 from metaadamw.validation import check_hyperparameters
 
 __all__ = ["adapt_param_groups", "check_fits", "group_signature", "restore_moments"]

@@ -129,6 +129,19 @@ class Learner:
             and self.steps % self.meta.every == 0
         )
 
+    @property
+    def last_modulation(self) -> Modulation:
+        """The modulation of the last step; α = β = 1 before the first."""
+        if self.modulation is not None:
+            return self.modulation
+        ones = torch.ones_like(self.layout.numel)
+        return Modulation(ones, ones.clone(), ones / 2, ones / 2)
+
+    @property
+    def decay_corrected_at(self) -> int | None:
+        """The t at which the authors' code corrects the weight decay like m; None: it does not."""
+        return self.steps + 1 if "bias_corrected_decay" in self.meta.as_run else None
+
     def regroup(self, param_groups: Sequence[Mapping[str, Any]]) -> None:
         """Take note of a changed list of groups: new rows, new layout; weights and moments stay."""
         self.layout = Layout(param_groups, self.layout.device, self.layout.dtype)

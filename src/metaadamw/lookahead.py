@@ -26,7 +26,8 @@ from metaadamw.evaluation import Evaluation
 from metaadamw.layout import Layout
 from metaadamw.modulator import Modulation
 from metaadamw.objectives import generalization_gap, loss_decrease
-from metaadamw.tokens import Token, moment_dtype, real_view
+from metaadamw.state import moment_dtype
+from metaadamw.tokens import Token, real_view
 
 __all__ = ["Lookahead", "Term", "needed_batches", "terms_of"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from metaadamw import checkpoint
-from metaadamw.adamw import Number, adamw
+from metaadamw.adamw import modulated_adamw
 from metaadamw.config import MetaConfig, ModulatorConfig, check_count
 from metaadamw.evaluation import LossFunction
 from metaadamw.learner import Learner
@@ -19,13 +18,17 @@ from metaadamw.meta_update import MetaUpdate
 from metaadamw.modulator import Modulation, Modulator
 from metaadamw.precision import full_precision
 from metaadamw.replay import Schedule
-from metaadamw.tokens import Token, moment_dtype
+from metaadamw.state import create_state, only_creates_state
+from metaadamw.tokens import Token
 from metaadamw.uncertainty import PriorityUncertaintyWeighting
 from metaadamw.validation import (
     check_dense_gradients,
     check_flags,
+    check_grads,
     check_hyperparameters,
     check_param_group,
+    check_type,
+    free_name,
 )
 
 __all__ = ["MetaAdamW"]
@@ -101,20 +104,12 @@ class MetaAdamW(Optimizer):
     ) -> None:
         modulator = ModulatorConfig() if modulator is None else modulator
         meta = MetaConfig() if meta is None else meta
-        if not isinstance(modulator, (ModulatorConfig, Schedule)):
-            raise TypeError(f"modulator must be a ModulatorConfig or a Schedule, got {modulator!r}")
-        if not isinstance(meta, MetaConfig):
-            raise TypeError(f"meta must be a MetaConfig, got {meta!r}")
+        check_type("modulator", modulator, ModulatorConfig, Schedule)
+        check_type("meta", meta, MetaConfig)
+        check_type("params", params, Iterable)
         if total_steps is not None:
             check_count("total_steps", total_steps, 1)
         check_count("seed", seed, 0)
-        check_flags(
-            maximize=maximize,
-            foreach=foreach,
-            fused=fused,
-            capturable=capturable,
-            eps_inside_sqrt=eps_inside_sqrt,
-        )
         defaults: dict[str, Any] = {
             "lr": lr,
             "betas": betas,
@@ -125,9 +120,8 @@ class MetaAdamW(Optimizer):
             "fused": fused,
             "capturable": capturable,
         }
+        check_flags(defaults, eps_inside_sqrt)
         check_hyperparameters(defaults)
-        if params is None or not isinstance(params, Iterable):
-            raise TypeError(f"params must be parameters or param groups, got {params!r}")
         self._learner: Learner | None = None
         super().__init__(params, defaults)
         if not self._params():
@@ -156,7 +150,7 @@ class MetaAdamW(Optimizer):
                 param_group["params"] = list(params)  # a generator could be read only once
             names = {str(group["name"]) for group in self.param_groups}
             check_param_group(param_group, self.defaults, len(self.param_groups), names)
-            param_group.setdefault("name", _free_name(len(self.param_groups), names))
+            param_group.setdefault("name", free_name(len(self.param_groups), names))
         super().add_param_group(param_group)
         if self._learner is not None:
             self._learner.regroup(self.param_groups)
@@ -194,11 +188,7 @@ class MetaAdamW(Optimizer):
     @property
     def modulation(self) -> Modulation:
         """The modulation of the last step, on the device; α = β = 1 before the first."""
-        if self._learning.modulation is not None:
-            return self._learning.modulation
-        layout = self._learning.layout
-        ones = torch.ones(len(self.param_groups), device=layout.device, dtype=layout.dtype)
-        return Modulation(ones, ones.clone(), ones / 2, ones / 2)
+        return self._learning.last_modulation
 
     @property
     def features(self) -> Tensor | None:
@@ -243,17 +233,7 @@ class MetaAdamW(Optimizer):
             ValueError: the wrong number or shape of gradients.
         """
         if grads is not None:
-            params = self._params()
-            if len(grads) != len(params):
-                raise ValueError(
-                    f"grads must hold one entry for each of {len(params)} parameters, "
-                    f"got {len(grads)}"
-                )
-            for i, (grad, param) in enumerate(zip(grads, params, strict=True)):
-                if grad is not None and grad.shape != param.shape:
-                    raise ValueError(
-                        f"grads[{i}] must have shape {tuple(param.shape)}, got {tuple(grad.shape)}"
-                    )
+            check_grads(grads, self._params())
         tokens = self._tokens(grads, maximize=self.defaults["maximize"])
         return self._learning.compute_features(tokens)
 
@@ -296,37 +276,22 @@ class MetaAdamW(Optimizer):
         check_dense_gradients(params)
         if all(p.grad is None for p in params):
             return
-        only_state = not self.state and self._only_creates_state(params)
-        self._create_state()
+        only_state = not self.state and only_creates_state(self.param_groups)
+        on_device = self.defaults["capturable"] or self.defaults["fused"]
+        create_state(self.param_groups, cast(Any, self.state), on_device=on_device)
         if only_state:
             return
         tokens = self._tokens(maximize=self.defaults["maximize"])
         modulation = self._learning.modulate(tokens)  # lines 2–3
-        # On the CPU numbers are free to read; on an accelerator they stay tensors.
-        on_host = self._learning.on_host
-        alphas = modulation.alpha.tolist() if on_host else modulation.alpha.unbind()
-        betas = modulation.beta.tolist() if on_host else modulation.beta.unbind()
-        rates: list[Number] = []
-        decays: list[Number] = []
-        path = self._path(params)
-        for token, alpha, beta in zip(tokens, alphas, betas, strict=True):  # lines 4–7
-            lr, weight_decay = token.group["lr"], token.group["weight_decay"]
-            if isinstance(lr, Tensor):
-                lr = lr.reshape(())
-            if on_host and path != "plain":  # foreach and fused take a number from the CPU
-                lr = float(lr)
-            if "bias_corrected_decay" in self._learning.meta.as_run:
-                weight_decay /= 1 - token.group["betas"][0] ** (self.steps + 1)
-            rates.append(lr * alpha)
-            decays.append(weight_decay * beta if weight_decay else 0.0)
-            adamw(
-                token,
-                path,
-                lr=rates[-1],
-                weight_decay=decays[-1],
-                eps_inside_sqrt=self._learning.eps_inside_sqrt,
-                capturable=self.defaults["capturable"],
-            )
+        rates, decays = modulated_adamw(  # lines 4–7
+            tokens,
+            modulation,
+            self._path(params),
+            on_host=self._learning.on_host,
+            eps_inside_sqrt=self._learning.eps_inside_sqrt,
+            capturable=self.defaults["capturable"],
+            decay_corrected_at=self._learning.decay_corrected_at,
+        )
         self._learning.stepped(tokens, rates, decays)
 
     def _path(self, params: Sequence[Tensor]) -> str:
@@ -336,27 +301,6 @@ class MetaAdamW(Optimizer):
         if foreach is None:
             foreach = all(p.device.type in _FOREACH_DEVICES for p in params)
         return "foreach" if foreach else "plain"
-
-    def _only_creates_state(self, params: Sequence[Tensor]) -> bool:
-        """Whether this is the step with lr = 0 and zero gradients of distributed checkpointing."""
-        return all(float(group["lr"]) == 0.0 for group in self.param_groups) and not any(
-            bool(p.grad.any()) for p in params if p.grad is not None
-        )
-
-    def _create_state(self) -> None:
-        on_device = self.defaults["capturable"] or self.defaults["fused"]
-        for group in self.param_groups:
-            for param in group["params"]:
-                if param.grad is None or self.state[param]:
-                    continue
-                dtype = moment_dtype(param)
-                self.state[param] = {
-                    "step": torch.zeros(
-                        (), device=param.device if on_device else "cpu", dtype=torch.float32
-                    ),
-                    "exp_avg": torch.zeros_like(param, dtype=dtype),
-                    "exp_avg_sq": torch.zeros_like(param, dtype=dtype),
-                }
 
     # Meta-learning -------------------------------------------------------------------------------
 
@@ -461,8 +405,3 @@ class MetaAdamW(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         """As in torch, and the learned part, which ``deepcopy`` and ``pickle`` would drop."""
         return {**super().__getstate__(), "_learner": self._learner}
-
-
-def _free_name(index: int, taken: set[str]) -> str:
-    """``group<index>``, or the next number that nobody took."""
-    return next(name for i in itertools.count(index) if (name := f"group{i}") not in taken)

@@ -12,17 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Token", "moment_dtype", "real_view"]
+__all__ = ["Token", "real_view"]
 
 
 def real_view(tensor: Tensor) -> Tensor:
     """A complex tensor as pairs of reals, any other as it is."""
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
-
-
-def moment_dtype(param: Tensor) -> torch.dtype:
-    """Moments of half-precision parameters are kept in float32: v underflows otherwise."""
-    return torch.float32 if param.dtype in (torch.bfloat16, torch.float16) else param.dtype
 
 
 @dataclass

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +12,15 @@ from torch import Tensor
 
 from metaadamw.config import check_flag, check_number
 
-__all__ = ["check_dense_gradients", "check_flags", "check_hyperparameters", "check_param_group"]
+__all__ = [
+    "check_dense_gradients",
+    "check_flags",
+    "check_grads",
+    "check_hyperparameters",
+    "check_param_group",
+    "check_type",
+    "free_name",
+]
 
 HYPERPARAMETERS = ("lr", "betas", "eps", "weight_decay")
 SHARED = ("maximize", "foreach", "fused", "capturable")
@@ -21,24 +30,24 @@ SCHEDULER = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", 
 GROUP_KEYS = (*DESCRIPTION, *HYPERPARAMETERS, *SHARED, *SCHEDULER)
 
 
-def check_flags(
-    *,
-    maximize: Any,
-    foreach: Any,
-    fused: Any,
-    capturable: Any,
-    eps_inside_sqrt: Any,
-) -> None:
+def check_type(name: str, value: Any, *types: type) -> None:
+    """Raise ``TypeError`` unless ``value`` is of one of the ``types``."""
+    if not isinstance(value, types):
+        allowed = " or ".join(t.__name__ for t in types)
+        raise TypeError(f"{name} must be of type {allowed}, got {value!r}")
+
+
+def check_flags(defaults: Mapping[str, Any], eps_inside_sqrt: Any) -> None:
     """Raise unless the choices of path are booleans that fit together."""
-    check_flag("maximize", maximize)
-    check_flag("capturable", capturable)
+    check_flag("maximize", defaults["maximize"])
+    check_flag("capturable", defaults["capturable"])
     check_flag("eps_inside_sqrt", eps_inside_sqrt)
-    for name, choice in (("foreach", foreach), ("fused", fused)):
-        if choice is not None:
-            check_flag(name, choice)
-    if foreach and fused:
+    for name in ("foreach", "fused"):
+        if defaults[name] is not None:
+            check_flag(name, defaults[name])
+    if defaults["foreach"] and defaults["fused"]:
         raise ValueError("foreach and fused must not both be True")
-    if fused and eps_inside_sqrt:
+    if defaults["fused"] and eps_inside_sqrt:
         raise ValueError("eps_inside_sqrt=True is not available with fused=True")
 
 
@@ -118,3 +127,21 @@ def check_dense_gradients(params: list[Tensor]) -> None:
                 f"gradients must be dense, got one with layout {param.grad.layout} for a parameter "
                 f"of shape {tuple(param.shape)}; construct nn.Embedding with sparse=False"
             )
+
+
+def check_grads(grads: Sequence[Tensor | None], params: Sequence[Tensor]) -> None:
+    """Raise ``ValueError`` unless there is one gradient or None of the right shape for each."""
+    if len(grads) != len(params):
+        raise ValueError(
+            f"grads must hold one entry for each of {len(params)} parameters, got {len(grads)}"
+        )
+    for i, (grad, param) in enumerate(zip(grads, params, strict=True)):
+        if grad is not None and grad.shape != param.shape:
+            raise ValueError(
+                f"grads[{i}] must have shape {tuple(param.shape)}, got {tuple(grad.shape)}"
+            )
+
+
+def free_name(index: int, taken: set[str]) -> str:
+    """``group<index>``, or the next number that nobody took."""
+    return next(name for i in itertools.count(index) if (name := f"group{i}") not in taken)

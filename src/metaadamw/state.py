@@ -1,0 +1,55 @@
+"""AdamW's state of a parameter: step counter and moments, as in torch, in float32 at least."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["create_state", "moment_dtype", "only_creates_state"]
+
+
+def moment_dtype(param: Tensor) -> torch.dtype:
+    """Moments of half-precision parameters are kept in float32: v underflows otherwise."""
+    return torch.float32 if param.dtype in (torch.bfloat16, torch.float16) else param.dtype
+
+
+def create_state(
+    param_groups: Sequence[Mapping[str, Any]],
+    state: dict[Tensor, dict[str, Any]],
+    *,
+    on_device: bool,
+) -> None:
+    """Zero state for every parameter that has a gradient for the first time.
+
+    Args:
+        param_groups: the optimizer's groups.
+        state: its state, a ``defaultdict``.
+        on_device: keep the step counters on the device of the parameters.
+    """
+    for group in param_groups:
+        for param in group["params"]:
+            if param.grad is None or state[param]:
+                continue
+            dtype = moment_dtype(param)
+            device = param.device if on_device else torch.device("cpu")
+            state[param] = {
+                "step": torch.zeros((), device=device, dtype=torch.float32),
+                "exp_avg": torch.zeros_like(param, dtype=dtype),
+                "exp_avg_sq": torch.zeros_like(param, dtype=dtype),
+            }
+
+
+def only_creates_state(param_groups: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether this is the step that distributed checkpointing takes for the sake of the state.
+
+    It has lr = 0 and zero gradients, and training must not see it.
+    """
+    return all(float(group["lr"]) == 0.0 for group in param_groups) and not any(
+        bool(param.grad.any())
+        for group in param_groups
+        for param in group["params"]
+        if param.grad is not None
+    )
