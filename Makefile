@@ -24,6 +24,15 @@ lint: .venv/.dev      ## ruff (rules and format) and mypy --strict
 docs: .venv/.dev      ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
+.PHONY: bench gpu-bench
+bench: .venv/.bench   ## measure step, meta-update, memory, epochs on the CPU; write docs/performance.md
+	$(PIP_INSTALL) --requirement benchmarks/requirements.txt
+	$(BIN)/python -m benchmarks.report $(ARGS)
+
+gpu-bench: .venv/.bench   ## the same on CUDA
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
+	$(BIN)/python -m benchmarks.report --page-only
+
 clean:                ## remove .venv and everything built
 	rm -rf .venv site build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 

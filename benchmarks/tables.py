@@ -16,13 +16,8 @@ def table(header: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
 
 def number(value: float) -> str:
     """Three significant digits, at most two behind the point."""
-    return (
-        f"{value:.2f}"
-        if abs(value) < 10
-        else f"{value:.1f}"
-        if abs(value) < 100
-        else f"{value:.0f}"
-    )
+    digits = 2 if abs(value) < 10 else 1 if abs(value) < 100 else 0
+    return f"{value:.{digits}f}"
 
 
 def milliseconds(timing: dict[str, Any]) -> str:
