@@ -60,7 +60,7 @@ def measure(task: Task, quick: bool) -> dict[str, Any]:
         },
         rounds=2 if quick else 12,
         warmup=1,
-        seconds=15,
+        seconds=10,
     )
     reports: list[MetaUpdate] = []
     meta_timings = side_by_side(

@@ -23,6 +23,7 @@ from benchmarks.measure import (
     cuda_clock,
     environment,
     launch_clock,
+    rounded,
     side_by_side,
     wall_clock,
 )
@@ -132,44 +133,47 @@ class Bench:
 
     def graph(self) -> Section:
         """A captured step against the same steps taken one by one, with gradients that change."""
-        result: Section = {}
-        for mode, fused in itertools.product(("lookahead", "online"), (True, None)):
-            groups = self._groups(20_000, 20)
-            lr = torch.tensor(1e-3, device=self.device)
-            pair = [
-                MetaAdamW(
-                    twins(groups),
-                    lr=lr.clone(),
-                    modulator=layers(2),
-                    meta=MetaConfig(mode=mode),
-                    fused=fused,
-                    capturable=True,
-                )
-                for _ in range(2)
-            ]
-            captured, plain = pair
-            replay = self._capture(captured, warmup=3)
-            for _ in range(3):
-                plain.step()
-            for i in range(5):
-                for param in all_params(groups):  # the twins share these gradients
-                    assert param.grad is not None
-                    param.grad.normal_(std=0.01)
-                for optimizer in pair:
-                    for group in optimizer.param_groups:
-                        group["lr"].fill_(1e-3 / (i + 1))
-                replay()
-                plain.step()
-            differences = [
-                (p - q).abs().max().item()
-                for p, q in zip(*(all_params(o.param_groups) for o in pair), strict=True)
-            ]
-            row: Section = {"captured": self.cuda, "largest_difference": max(differences)}
-            if self.cuda:
-                timing = side_by_side({"replay": replay}, rounds=self.rounds, clock=cuda_clock)
-                row["replay"] = asdict(timing["replay"])
-            result[f"{mode}, {'fused' if fused else 'foreach'}"] = row
-        return result
+        return {
+            f"{mode}, {'fused' if fused else 'foreach'}": attempt(
+                lambda mode=mode, fused=fused: self._replayed(mode, fused)
+            )
+            for mode, fused in itertools.product(("lookahead", "online"), (True, None))
+        }
+
+    def _replayed(self, mode: Any, fused: bool | None) -> Section:
+        groups = self._groups(20_000, 20)
+        captured, plain = pair = [
+            MetaAdamW(
+                twins(groups),
+                lr=torch.tensor(1e-3, device=self.device),
+                modulator=layers(2),
+                meta=MetaConfig(mode=mode),
+                fused=fused,
+                capturable=True,
+            )
+            for _ in range(2)
+        ]
+        replay = self._capture(captured, warmup=3)
+        for _ in range(3):
+            plain.step()
+        for i in range(5):
+            for param in all_params(groups):  # the twins share these gradients
+                assert param.grad is not None
+                param.grad.normal_(std=0.01)
+            for optimizer in pair:
+                for group in optimizer.param_groups:
+                    group["lr"].fill_(1e-3 / (i + 1))
+            replay()
+            plain.step()
+        differences = [
+            (p - q).abs().max().item()
+            for p, q in zip(*(all_params(o.param_groups) for o in pair), strict=True)
+        ]
+        row: Section = {"captured": self.cuda, "largest_difference": max(differences)}
+        if self.cuda:
+            timing = side_by_side({"replay": replay}, rounds=self.rounds, clock=cuda_clock)
+            row["replay"] = asdict(timing["replay"])
+        return row
 
     def _capture(self, optimizer: MetaAdamW, warmup: int) -> Callable[[], object]:
         if not self.cuda:
@@ -228,7 +232,11 @@ class Bench:
                 for _ in range(4)
             ]
             result["parameters"] = sum(p.numel() for p in model.parameters())
-            result[name] = self._train(name, model, batches, steps)
+            result[name] = attempt(
+                lambda name=name, model=model, batches=batches: self._train(
+                    name, model, batches, steps
+                )
+            )
         return result
 
     def _train(self, name: str, model: nn.Module, batches: list[Any], steps: int) -> Section:
@@ -317,8 +325,13 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("no CUDA device here; --device cpu --tiny tries the code without one")
     result = run(device, options.tiny)
     options.results.parent.mkdir(parents=True, exist_ok=True)
-    options.results.write_text(json.dumps(result, indent=1) + "\n")
-    failed = [name for name, section in result.items() if "failed" in section]
+    options.results.write_text(json.dumps(rounded(result), indent=1) + "\n")
+    failed = [
+        name
+        for name, section in result.items()
+        if "failed" in section
+        or any("failed" in row for row in section.values() if isinstance(row, dict))
+    ]
     print(f"{options.results}: {', '.join(failed) or 'nothing'} failed")
     return bool(failed)
 

@@ -80,7 +80,9 @@ def _graph(section: Results) -> str:
     if reason := _missing(section):
         return f"{title}Not measured: {reason}."
     rows = [
-        (
+        (mode, "–", row["failed"], "–")
+        if "failed" in row
+        else (
             mode,
             "yes" if row["captured"] else "no",
             f"{row['largest_difference']:.1e}",
@@ -99,6 +101,9 @@ def _training(section: Results) -> str:
     rows = []
     for name in ("adamw", "metaadamw", "online"):
         row = section[name]
+        if reason := _missing(row):
+            rows.append((name, reason, *["–"] * 4))
+            continue
         peak = row.get("peak_bytes")
         rows.append(
             (

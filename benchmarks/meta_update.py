@@ -61,7 +61,7 @@ def run(quick: bool, advance: Callable[[], None]) -> dict[str, Any]:
     authors.step()
     contestants["authors' code"] = lambda: authors.update_attention(model, cross_entropy, *batches)
 
-    timings = side_by_side(contestants, rounds=2 if quick else 9, warmup=1, seconds=75)
+    timings = side_by_side(contestants, rounds=2 if quick else 9, warmup=int(quick), seconds=60)
     advance()
     return {
         name: {

@@ -24,7 +24,7 @@ COLOURS = {
 def save(figure: Figure, path: Path) -> None:
     """As SVG, the same bytes for the same numbers."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context({"svg.hashsalt": path.stem}):
+    with matplotlib.rc_context({"svg.hashsalt": path.stem, "svg.fonttype": "none"}):
         figure.savefig(path, metadata={"Date": None})
 
 

@@ -23,7 +23,7 @@ from rich.progress import (
 )
 
 from benchmarks import end_to_end, memory, meta_update, step
-from benchmarks.measure import environment
+from benchmarks.measure import environment, rounded
 from benchmarks.page import write_page
 
 ROOT = Path(__file__).parents[1]
@@ -55,15 +55,6 @@ def measure(quick: bool) -> dict[str, Any]:
 
 def _advance(progress: Progress, bar: Any) -> Callable[[], None]:
     return lambda: progress.advance(bar)
-
-
-def rounded(value: Any) -> Any:
-    """Floats to six digits, everywhere: the rest is noise."""
-    if isinstance(value, dict):
-        return {key: rounded(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [rounded(entry) for entry in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -58,7 +58,7 @@ def sizes(groups: ParamGroups) -> Section:
 def on_model(quick: bool) -> Section:
     """Every contestant on MiniGPT."""
     groups = model_groups(mini_gpt(quick))
-    rows = measure_steps(groups, for_model(), rounds=8 if quick else 160, seconds=45)
+    rows = measure_steps(groups, for_model(), rounds=8 if quick else 160, seconds=30)
     return {**sizes(groups), "rows": rows, "parts": [parts(groups, n, quick) for n in (8, 128)]}
 
 
@@ -113,7 +113,7 @@ def growth(
 
 def all_growth(quick: bool, advance: Callable[[], None]) -> list[Section]:
     """Parameters, tensors, groups, encoder layers, one at a time."""
-    rounds, seconds = (8, 1.0) if quick else (48, 20.0)
+    rounds, seconds = (8, 1.0) if quick else (48, 12.0)
     base = 30_000 if quick else 3_000_000
     result = []
 
