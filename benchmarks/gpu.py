@@ -28,7 +28,6 @@ from benchmarks.measure import (
     wall_clock,
 )
 from benchmarks.models import (
-    MiniGPT,
     ParamGroups,
     all_params,
     bare_groups,
@@ -37,6 +36,7 @@ from benchmarks.models import (
     twins,
 )
 from metaadamw import MetaAdamW, MetaConfig, fine_grained_groups
+from metaadamw.bench.models.language_model import LanguageModel
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
 Section = dict[str, Any]
@@ -222,9 +222,9 @@ class Bench:
         for name in ("adamw", "metaadamw", "online"):
             torch.manual_seed(0)
             if self.tiny:
-                model: nn.Module = MiniGPT(vocabulary, length, 16)
+                model = LanguageModel(vocabulary, length, 16, dropout=0.0)
             else:
-                model = MiniGPT(vocabulary, length, 768, 12, 12)
+                model = LanguageModel(vocabulary, length, 768, 12, 12, dropout=0.0)
                 model.head.weight = model.token_embedding.weight  # tied, as in GPT-2
             model.to(self.device)
             batches = [

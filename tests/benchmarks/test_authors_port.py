@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from benchmarks.authors_port import AuthorsMetaAdamW
-from benchmarks.models import MiniGPT, cross_entropy, token_batch
+from benchmarks.models import cross_entropy, token_batch
 
 from metaadamw import MetaAdamW, fine_grained_groups, paper_preset
+from metaadamw.bench.models.language_model import LanguageModel
 
 
 def pair(task):
@@ -16,7 +17,7 @@ def pair(task):
     models = []
     for _ in range(2):
         torch.manual_seed(0)
-        models.append(MiniGPT(40, 8, 16))
+        models.append(LanguageModel(40, 8, 16, dropout=0.0))
     ours = MetaAdamW(
         fine_grained_groups(models[0], kinds="paper"), lr=5e-4, modulator=modulator, meta=meta
     )
