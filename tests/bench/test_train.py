@@ -6,7 +6,7 @@ from torch.utils.data import TensorDataset
 
 from metaadamw import MetaAdamW, MetaConfig, fine_grained_groups
 from metaadamw.bench.arms import ARMS, Arm, get_arm
-from metaadamw.bench.tasks import Splits, get_task, task_names
+from metaadamw.bench.tasks import Splits, demo_task_names, get_task
 from metaadamw.bench.train import evaluate, shuffled_batches, train
 
 
@@ -41,7 +41,7 @@ FROZEN = Arm(name="frozen", title="frozen", description="", build=build_frozen)
 
 
 @pytest.mark.parametrize("arm", ARMS)
-@pytest.mark.parametrize("name", task_names())
+@pytest.mark.parametrize("name", demo_task_names())
 def test_same_seed_gives_the_same_numbers(name, arm):
     first, second = (train(small(name), get_arm(arm), 1, steps=11) for _ in range(2))
     assert numbers(first) == numbers(second)
@@ -52,7 +52,7 @@ def test_other_seeds_give_other_numbers():
     assert first.losses[0] != second.losses[0]
 
 
-@pytest.mark.parametrize("name", task_names())
+@pytest.mark.parametrize("name", demo_task_names())
 def test_arms_share_weights_batches_and_dropout(name):
     # A modulator that never moves is AdamW, so equal losses mean equal weights, batches and
     # dropout masks, with meta-updates in between.

@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import nn
 
 from metaadamw import __version__, fine_grained_groups, group_table
-from metaadamw.bench.tasks import get_task, task_names
+from metaadamw.bench.tasks import demo_task_names, get_task
 
 app = typer.Typer(
     rich_markup_mode="markdown",
@@ -37,8 +37,8 @@ def _print_version(wanted: bool) -> None:
 
 def _check_task_names(names: list[str] | None) -> list[str] | None:
     for name in names or ():
-        if name not in task_names():
-            raise typer.BadParameter(f"{name!r} is not one of {', '.join(task_names())}")
+        if name not in demo_task_names():
+            raise typer.BadParameter(f"{name!r} is not one of {', '.join(demo_task_names())}")
     return names
 
 
@@ -70,7 +70,7 @@ def demo(
     task: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"Run only this task ({', '.join(task_names())}); repeatable.",
+            help=f"Run only this task ({', '.join(demo_task_names())}); repeatable.",
             callback=_check_task_names,
         ),
     ] = None,
@@ -95,7 +95,7 @@ def demo(
     from metaadamw.bench.demo import run_demo
 
     torch.set_num_threads(threads)
-    tasks = [get_task(name) for name in dict.fromkeys(task or task_names())]
+    tasks = [get_task(name) for name in dict.fromkeys(task or demo_task_names())]
     run_demo(tasks, range(seeds), steps, out, Console())
 
 

@@ -16,13 +16,13 @@ def parts(name):
 
 
 def test_names_lead_to_their_tasks():
-    assert task_names() == ["digits", "pydoc"]
+    assert task_names() == ["etth1", "wikitext2", "multi30k", "cifar10", "imdb", *DEMO]
     for name in task_names():
         assert get_task(name).name == name
 
 
 def test_unknown_task_is_refused_with_the_choice():
-    with pytest.raises(ValueError, match=r"'mnist' is not one of digits, pydoc"):
+    with pytest.raises(ValueError, match=r"'mnist' is not one of etth1, .*, digits, pydoc"):
         get_task("mnist")
 
 

@@ -26,12 +26,18 @@ __all__ = [
     "Size",
     "Splits",
     "Task",
+    "demo_task_names",
     "get_task",
     "task_names",
 ]
 
 # One file a task, each defining TASK.
 _MODULES = {
+    "etth1": "metaadamw.bench.tasks.etth1",
+    "wikitext2": "metaadamw.bench.tasks.wikitext2",
+    "multi30k": "metaadamw.bench.tasks.multi30k",
+    "cifar10": "metaadamw.bench.tasks.cifar10",
+    "imdb": "metaadamw.bench.tasks.imdb",
     "digits": "metaadamw.bench.tasks.digits",
     "pydoc": "metaadamw.bench.tasks.pydoc",
 }
@@ -40,6 +46,11 @@ _MODULES = {
 def task_names() -> list[str]:
     """Names of all tasks, in the order in which they are shown."""
     return list(_MODULES)
+
+
+def demo_task_names() -> list[str]:
+    """Names of the tasks whose data travel inside installed packages."""
+    return ["digits", "pydoc"]
 
 
 def get_task(name: str) -> Task:

@@ -10,7 +10,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import TensorDataset
 
-from metaadamw.bench.tasks.spec import Metric, PreparedTask, Protocol, Size, Splits, Task
+from metaadamw.bench.tasks.measures import ACCURACY
+from metaadamw.bench.tasks.spec import (
+    PreparedTask,
+    Protocol,
+    Size,
+    Splits,
+    Task,
+    equal_epochs,
+)
 
 _META_VALIDATION = 200
 _VALIDATION = 1000
@@ -61,14 +69,6 @@ def load() -> Splits:
     return Splits(*(TensorDataset(images[part], labels[part]) for part in parts))
 
 
-def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Share of examples classified correctly, in percent."""
-    return 100 * (logits.argmax(dim=1) == labels).float().mean()
-
-
-METRIC = Metric(name="accuracy, %", direction="maximize", measure=accuracy)
-
-
 def build(protocol: Protocol, size: Size, data_dir: Path | None) -> PreparedTask:
     """Everything a run needs; the data directory is not."""
     return PreparedTask(
@@ -78,10 +78,10 @@ def build(protocol: Protocol, size: Size, data_dir: Path | None) -> PreparedTask
         splits=load(),
         build_model=DigitsNet,
         loss=functional.cross_entropy,
-        metric=METRIC,
+        metric=ACCURACY,
         batch_size=64,
         drop_last=True,
-        max_epochs={"adamw": 33, "metaadamw": 33},
+        max_epochs=equal_epochs(33),
         patience=None,
         # The best for AdamW on the meta-validation part among 1e-3, 3e-3, 1e-2, 3e-2.
         lr=1e-2,
@@ -96,7 +96,7 @@ TASK = Task(
         "scikit-learn's load_digits: 1,797 handwritten digits of 8 × 8 pixels (UCI optdigits, "
         "test part); 597 train, 200 meta-validation, 1,000 validation"
     ),
-    metric=METRIC,
+    metric=ACCURACY,
     build=build,
     protocols=("clean",),
     sizes=("small",),

@@ -11,7 +11,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import TensorDataset
 
-from metaadamw.bench.tasks.spec import Metric, PreparedTask, Protocol, Size, Splits, Task
+from metaadamw.bench.tasks.spec import (
+    Metric,
+    PreparedTask,
+    Protocol,
+    Size,
+    Splits,
+    Task,
+    equal_epochs,
+)
 
 # Newline and printable ASCII; every other character becomes the last entry.
 _ALPHABET = "\n" + "".join(map(chr, range(32, 127)))
@@ -135,7 +143,7 @@ def build(protocol: Protocol, size: Size, data_dir: Path | None) -> PreparedTask
         metric=METRIC,
         batch_size=16,
         drop_last=True,
-        max_epochs={"adamw": 1, "metaadamw": 1},
+        max_epochs=equal_epochs(1),
         patience=None,
         # The best for AdamW on the meta-validation part among 1e-3, 3e-3, 1e-2, 3e-2.
         lr=1e-2,

@@ -61,6 +61,11 @@ class Means(NamedTuple):
     metric: float
 
 
+def equal_epochs(epochs: int) -> dict[str, int]:
+    """The same bound for every arm, for ``PreparedTask.max_epochs``."""
+    return {"adamw": epochs, "metaadamw": epochs}
+
+
 def _every_element(target: Tensor) -> Tensor:
     return torch.tensor(target.numel())
 
