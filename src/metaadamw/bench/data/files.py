@@ -164,10 +164,9 @@ def load(
         check(file, path)
     try:
         return found.layout.read(found.paths)
-    except (OSError, EOFError, ValueError, KeyError, lzma.LZMAError) as error:
-        raise DataError(
-            f"{data_set.name}: {found.paths[0].parent} cannot be read: {error}"
-        ) from error
+    except Exception as error:
+        folder = found.paths[0].parent
+        raise DataError(f"{data_set.name}: {folder} cannot be read: {error}") from error
 
 
 def fetch(

@@ -72,7 +72,7 @@ class PairDataset(TensorDataset):
     def __getitem__(self, index: Any) -> tuple[Tensor, ...]:
         """The batch of examples ``index``."""
         source, target = (
-            rows[..., : int((rows != PAD).flatten(0, -2).any(0).count_nonzero())]
+            rows[..., : int((rows != PAD).view(-1, rows.shape[-1]).any(0).count_nonzero())]
             for rows in super().__getitem__(index)  # type: ignore[no-untyped-call]
         )
         return source, target[..., :-1], target[..., 1:]
