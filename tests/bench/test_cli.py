@@ -101,7 +101,7 @@ def test_inspect_finds_modules_in_the_current_directory(tmp_path):
         (["demo", "--out", __file__], 2, "is a file"),
         (["demo", "--out", f"{__file__}/below"], 1, "Not a directory"),
         (["inspect"], 2, "MODULE:FACTORY"),
-        (["inspect", "torch.nn"], 2, "'torch.nn' is not of this form"),
+        (["inspect", "torch.nn"], 2, "'torch.nn' is not of this form, and no task"),
         (["inspect", "no_such_module:build"], 1, "No module named 'no_such_module'"),
         (["inspect", "torch.nn:NoSuch"], 1, "has no attribute 'NoSuch'"),
         (["inspect", "torch.nn:Linear"], 1, "cannot be called without arguments"),

@@ -3,7 +3,7 @@ import statistics
 import pytest
 
 from metaadamw.bench.summary import Spread, summarise
-from metaadamw.bench.train import Evaluation, Run, Seconds
+from metaadamw.bench.train import Evaluation, Run
 
 
 def run(arm, seed, metric, step_seconds):
@@ -12,7 +12,7 @@ def run(arm, seed, metric, step_seconds):
         arm,
         seed,
         evaluations=[Evaluation(0, 2.3, 10.0), Evaluation(5, 0.5, metric)],
-        seconds=Seconds(training=2.0, optimizer_step=step_seconds, meta=1.0, evaluation=9.0),
+        seconds={"train": 2.0, "optimizer_step": step_seconds, "meta": 1.0, "evaluation": 9.0},
     )
 
 

@@ -1,17 +1,34 @@
-"""The optimizers that are compared; adding one is a function and a line in ``ARMS``."""
+"""The optimizers that are compared; adding one is an ``Arm`` in the list below.
+
+An arm is a function that makes its optimizer, and the settings that this function reads: plain
+values that stand in ``config.json``, that an ablation changes, and that fix the result.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
-import torch
 from torch import nn
 
-from metaadamw import MetaAdamW, MetaConfig, fine_grained_groups
-from metaadamw.bench.tasks.spec import PreparedTask
+from metaadamw import MetaConfig, ModulatorConfig, paper_preset
+from metaadamw.bench import optimizers
+from metaadamw.bench.config import RunConfig
+from metaadamw.bench.optimizers import Stepper
+from metaadamw.bench.tasks import PreparedTask, get_task
 
-__all__ = ["ARMS", "Arm", "get_arm"]
+__all__ = ["ARMS", "TUNING_GRID", "TUNING_SEED", "Arm", "get_arm"]
+
+TUNING_SEED = 1000
+"""What tuned arms are tuned on: a seed that no reported run may have."""
+
+TUNING_GRID = {"lr": (0.3, 1.0, 3.0, 10.0), "weight_decay": (1e-2, 1e-1)}
+"""The grid of tuned arms; the learning rates in units of the task's."""
+
+# The paper's full batches per epoch, in whose units its presets count.
+_PAPER_EPOCH = {"etth1": 217, "wikitext2": 123, "multi30k": 454, "cifar10": 391, "imdb": 391}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,35 +38,92 @@ class Arm:
     Attributes:
         name: the arm's name on the command line.
         title: the arm in a few words, for tables and pictures.
-        description: what exactly runs, with every setting that is not the library's default.
-        build: ``build(model, task, total_steps, seed)`` returns the optimizer.
+        description: what exactly runs, with every setting that is not the task's.
+        build: ``build(model, config)`` returns the optimizer.
+        settings: ``settings(task)`` returns what ``build`` reads from ``config.arm_settings``.
+        modulated: whether it is MetaAdamW: then ablations fit, and the ``paper`` protocol gives
+            it the epochs that its authors gave it.
+        lr: learning rate instead of the task's.
+        requires: the package that it comes from, if that is not torch.
+        tunes: the arm whose learning rate and weight decay are tuned first.
+        matches: the arm whose mean α multiplies the learning rate.
+        fits: ``fits(model)`` tells whether there is anything in the model that sets it apart.
     """
 
     name: str
     title: str
     description: str
-    build: Callable[[nn.Module, PreparedTask, int, int], torch.optim.Optimizer]
+    build: Callable[[nn.Module, RunConfig], Stepper] = optimizers.adamw
+    settings: Callable[[PreparedTask], dict[str, Any]] = lambda task: {}
+    modulated: bool = False
+    lr: float | None = None
+    requires: str | None = None
+    tunes: str | None = None
+    matches: str | None = None
+    fits: Callable[[nn.Module], bool] = lambda model: True
+
+    def check_installed(self) -> None:
+        """Raise ``ValueError`` if the arm needs something that is not installed."""
+        package = self.requires
+        if package and importlib.util.find_spec(package) is None:
+            raise ValueError(
+                f"arm {self.name} needs the package {package}: pip install 'metaadamw[peers]'"
+            )
 
 
-def _adamw(
-    model: nn.Module, task: PreparedTask, total_steps: int, seed: int
-) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(model.parameters(), lr=task.lr, weight_decay=task.weight_decay)
+def _metaadamw(meta: MetaConfig) -> Callable[[PreparedTask], dict[str, Any]]:
+    """The library's defaults, apart from ``meta``."""
+    return lambda task: {
+        "grouping": "extended",
+        "modulator": asdict(ModulatorConfig()),
+        "meta": asdict(meta),
+        "meta_updates": "library",
+    }
 
 
-def _metaadamw(meta: MetaConfig) -> Callable[[nn.Module, PreparedTask, int, int], MetaAdamW]:
-    def build(model: nn.Module, task: PreparedTask, total_steps: int, seed: int) -> MetaAdamW:
-        return MetaAdamW(
-            fine_grained_groups(model),
-            lr=task.lr,
-            weight_decay=task.weight_decay,
-            meta=meta,
-            total_steps=total_steps,
-            seed=seed,
-        )
+def _paper(task: PreparedTask, *, as_run: bool = False) -> dict[str, Any]:
+    """The paper's settings, meta-updates as often per epoch as there."""
+    if get_task(task.name).paper is None:
+        # The paper does not know this task: what its smallest model had, once per epoch.
+        modulator, meta = paper_preset("wikitext2", as_run=as_run)
+        paper_epoch = _PAPER_EPOCH["wikitext2"]
+    else:
+        modulator, meta = paper_preset(task.name, as_run=as_run)
+        paper_epoch = _PAPER_EPOCH[task.name]
+    scale = task.steps_per_epoch / paper_epoch
+    return {
+        "grouping": "paper",
+        "modulator": asdict(modulator),
+        "meta": {
+            **asdict(meta),
+            "every": max(1, round(meta.every * scale)),
+            "warmup_steps": task.steps_per_epoch,
+        },
+        "meta_updates": "paper" if task.protocol == "paper" else "library",
+    }
 
-    return build
 
+def _as_run(task: PreparedTask) -> dict[str, Any]:
+    return _paper(task, as_run=True)
+
+
+def _random(task: PreparedTask) -> dict[str, Any]:
+    settings = _paper(task)
+    return {**settings, "meta": asdict(MetaConfig(mode="off"))}
+
+
+def _tuned(task: PreparedTask) -> dict[str, Any]:
+    return {"tuning_grid": {k: list(v) for k, v in TUNING_GRID.items()}, "tuning_seed": TUNING_SEED}
+
+
+def _matched(task: PreparedTask) -> dict[str, Any]:
+    return {"mean_alpha": None}
+
+
+_GRID = (
+    f"learning rates {', '.join(f'{factor:g}' for factor in TUNING_GRID['lr'])} times the task's, "
+    f"weight decays {', '.join(f'{value:g}' for value in TUNING_GRID['weight_decay'])}"
+)
 
 ARMS = {
     arm.name: arm
@@ -58,16 +132,44 @@ ARMS = {
             name="adamw",
             title="AdamW",
             description="torch.optim.AdamW with the task's learning rate and weight decay",
-            build=_adamw,
+        ),
+        Arm(
+            name="adamw-tuned",
+            title="AdamW, tuned",
+            description=(
+                f"AdamW with the best on validation of {_GRID}; tuned on seed {TUNING_SEED}, "
+                "which no reported run has, and with the same number of epochs"
+            ),
+            settings=_tuned,
+            tunes="adamw",
+        ),
+        Arm(
+            name="adamw-cosine",
+            title="AdamW, cosine",
+            description="AdamW, its learning rate falling to zero along half a cosine",
+            build=optimizers.adamw_cosine,
+        ),
+        Arm(
+            name="adamw-matched",
+            title="AdamW at MetaAdamW's mean α",
+            description="AdamW, its learning rate times the mean α of the runs of metaadamw",
+            settings=_matched,
+            matches="metaadamw",
+        ),
+        Arm(
+            name="adamw-matched-paper",
+            title="AdamW at the paper's MetaAdamW's mean α",
+            description="AdamW, its learning rate times the mean α of the runs of metaadamw-paper",
+            settings=_matched,
+            matches="metaadamw-paper",
         ),
         Arm(
             name="metaadamw",
             title="MetaAdamW, look-ahead",
-            description=(
-                "the library's defaults, but with a meta-update every 10 steps instead of every "
-                "100, by Adam instead of SGD: a run has only a few hundred steps to learn in"
-            ),
-            build=_metaadamw(MetaConfig(every=10, optimizer="adam")),
+            description="the library's defaults",
+            build=optimizers.metaadamw,
+            settings=_metaadamw(MetaConfig()),
+            modulated=True,
         ),
         Arm(
             name="metaadamw-online",
@@ -76,7 +178,71 @@ ARMS = {
                 "the library's defaults in online mode: the modulator learns inside step(), "
                 "without meta-updates and without the meta-validation part"
             ),
-            build=_metaadamw(MetaConfig(mode="online")),
+            build=optimizers.metaadamw,
+            settings=_metaadamw(MetaConfig(mode="online")),
+            modulated=True,
+        ),
+        Arm(
+            name="metaadamw-paper",
+            title="MetaAdamW, paper",
+            description=(
+                "the paper's settings of the task (Tables 1 and 4), meta-updates as often per "
+                "epoch as there; for a task that is not the paper's, those of wikitext2"
+            ),
+            build=optimizers.metaadamw,
+            settings=_paper,
+            modulated=True,
+        ),
+        Arm(
+            name="metaadamw-as-run",
+            title="MetaAdamW, as its authors ran it",
+            description="metaadamw-paper with what the authors' code does differently (as_run)",
+            build=optimizers.metaadamw,
+            settings=_as_run,
+            modulated=True,
+        ),
+        Arm(
+            name="metaadamw-random",
+            title="random modulator, frozen",
+            description="metaadamw-paper without learning: the modulator keeps its random weights",
+            build=optimizers.metaadamw,
+            settings=_random,
+            modulated=True,
+        ),
+        Arm(
+            name="schedulefree",
+            title="schedule-free AdamW",
+            description=(
+                "schedulefree.AdamWScheduleFree with the task's learning rate; as its package asks "
+                "for, the statistics of batch norms are refreshed before every evaluation"
+            ),
+            build=optimizers.schedule_free,
+            requires="schedulefree",
+        ),
+        Arm(
+            name="prodigy",
+            title="Prodigy",
+            description="prodigyopt.Prodigy with lr = 1: it finds its learning rate itself",
+            build=optimizers.prodigy,
+            lr=1.0,
+            requires="prodigyopt",
+        ),
+        Arm(
+            name="nadam",
+            title="NAdamW",
+            description="torch.optim.NAdam with decoupled weight decay",
+            build=optimizers.nadam,
+        ),
+        Arm(
+            name="muon",
+            title="Muon",
+            description=(
+                "torch.optim.Muon, updates scaled like AdamW's, for the hidden matrices; AdamW for "
+                "embeddings, the last linear layer and everything that is not a matrix; does not "
+                "fit a model without hidden matrices"
+            ),
+            build=optimizers.muon,
+            fits=optimizers.has_hidden_matrices,
         ),
     )
 }

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -20,16 +21,34 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from metaadamw import __version__
+from metaadamw import MetaConfig, __version__
 from metaadamw.bench.arms import Arm, get_arm
 from metaadamw.bench.picture import draw
 from metaadamw.bench.summary import Summary, summarise
 from metaadamw.bench.tasks import PreparedTask, Task
 from metaadamw.bench.train import STEPS, Run, train
 
-__all__ = ["run_demo"]
+__all__ = ["ARMS", "run_demo"]
 
-_ARMS = ("adamw", "metaadamw", "metaadamw-online")
+
+def _in_a_hurry(task: PreparedTask) -> dict[str, Any]:
+    """MetaAdamW's settings for a run that has only a few hundred steps to learn in."""
+    settings = get_arm("metaadamw").settings(task)
+    return {**settings, "meta": asdict(MetaConfig(every=10, optimizer="adam"))}
+
+
+ARMS = (
+    get_arm("adamw"),
+    replace(
+        get_arm("metaadamw"),
+        settings=_in_a_hurry,
+        description=(
+            "the library's defaults, but with a meta-update every 10 steps instead of every "
+            "100, by Adam instead of SGD: a run has only a few hundred steps to learn in"
+        ),
+    ),
+    get_arm("metaadamw-online"),
+)
 
 
 def run_demo(
@@ -45,7 +64,7 @@ def run_demo(
         console: where to print.
     """
     out.mkdir(parents=True, exist_ok=True)
-    arms = [get_arm(name) for name in _ARMS]
+    arms = list(ARMS)
     console.print(_introduction(tasks, arms))
     prepared = [task.prepare() for task in tasks]
     runs = _train_all(prepared, arms, seeds, steps, console)

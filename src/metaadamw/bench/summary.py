@@ -73,10 +73,10 @@ def summarise(runs: Sequence[Run], task: str, arm: str) -> Summary:
         metric=Spread.of([run.evaluations[-1].metric for run in own.values()]),
         loss=Spread.of([run.evaluations[-1].loss for run in own.values()]),
         difference=None if arm == BASELINE else Spread.of(differences),
-        seconds=Spread.of([run.seconds.training + run.seconds.meta for run in own.values()]),
+        seconds=Spread.of([run.seconds["train"] + run.seconds["meta"] for run in own.values()]),
         step_overhead=_step_seconds(own.values()) / _step_seconds(baseline.values()),
     )
 
 
 def _step_seconds(runs: Iterable[Run]) -> float:
-    return statistics.fmean(run.seconds.optimizer_step for run in runs)
+    return statistics.fmean(run.seconds["optimizer_step"] for run in runs)

@@ -1,0 +1,165 @@
+"""``metaadamw run``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch.distributed
+import typer
+
+from metaadamw.bench.commands.app import app
+from metaadamw.bench.commands.options import (
+    AblationName,
+    ArmName,
+    DataDir,
+    Device,
+    Epochs,
+    MaxSteps,
+    Precisions,
+    Protocols,
+    Sizes,
+    TaskName,
+    Threads,
+    key_values,
+)
+from metaadamw.bench.config import RunRequest
+from metaadamw.bench.parallel import is_main_process
+from metaadamw.bench.places import run_place
+
+
+@app.command()
+def run(
+    task: TaskName,
+    arm: ArmName = "metaadamw",
+    seed: Annotated[
+        int, typer.Option(min=0, help="Fixes weights, order, dropout, augmentation, everything.")
+    ] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            file_okay=False,
+            help="The run's directory, by default below runs/, where a sweep would put it.",
+            show_default=False,
+        ),
+    ] = None,
+    protocol: Annotated[
+        Protocols,
+        typer.Option(
+            help="paper: as its authors ran it, flaws and all. clean: disjoint splits, test read "
+            "once at the end."
+        ),
+    ] = Protocols.clean,
+    size: Annotated[
+        Sizes, typer.Option(help="full: the paper's. small: reduced to minutes on a CPU.")
+    ] = Sizes.small,
+    data_dir: DataDir = None,
+    ablation: AblationName = None,
+    epochs: Epochs = None,
+    max_steps: MaxSteps = None,
+    lr: Annotated[
+        float | None, typer.Option(min=0.0, help="Learning rate, instead of the task's.")
+    ] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option(min=0.0, help="Weight decay, instead of the task's.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change a setting of the arm, such as meta.every=10; repeatable.",
+        ),
+    ] = None,
+    device: Device = "cpu",
+    precision: Annotated[
+        Precisions, typer.Option(help="bf16: forward passes under bfloat16 autocast.")
+    ] = Precisions.fp32,
+    threads: Threads = 1,
+    tuning: Annotated[
+        Path | None,
+        typer.Option(help="Where a tuned arm keeps its grid, by default OUT/tuning."),
+    ] = None,
+    matched_to: Annotated[
+        Path | None,
+        typer.Option(help="Run directory whose mean α a matched arm takes."),
+    ] = None,
+    mean_alpha: Annotated[
+        float | None, typer.Option(min=0.0, help="The mean α itself, for a matched arm.")
+    ] = None,
+    checkpoint_seconds: Annotated[
+        float, typer.Option(min=0.0, help="Time between two checkpoints.")
+    ] = 30.0,
+    keep_checkpoint: Annotated[
+        bool, typer.Option(help="Keep the last checkpoint when the run is done.")
+    ] = True,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+) -> None:
+    """Train one task with one optimizer and one seed.
+
+    Leaves config.json, environment.json, metrics.jsonl, seconds.jsonl, modulation.csv (what
+    MetaAdamW did to each group), checkpoint.pt and, once done, summary.json. Stopped at any
+    moment, even by kill -9, the same command goes on at the last checkpoint and comes to the same
+    numbers, to the last bit. A run that is done is not repeated.
+
+    With torchrun every batch is shared out over the processes: AdamW and its like average their
+    gradients (DistributedDataParallel); MetaAdamW's meta-updates are computed alike by every
+    process, on whole batches. Batch norms see each process's part alone.
+
+    **Examples**
+
+    - `metaadamw run digits --arm adamw --seed 0`
+    - `metaadamw run etth1 --arm metaadamw-online --protocol paper --size full`
+    - `metaadamw run cifar10 --size full --device cuda --precision bf16`
+    - `metaadamw run wikitext2 --arm metaadamw-paper --ablation features-enhanced`
+    - `torchrun --nproc-per-node 2 -m metaadamw.bench run wikitext2 --arm adamw`
+    """
+    from metaadamw.bench.references import References, fill_in
+    from metaadamw.bench.runs import RunOptions, execute, prepare
+
+    request = RunRequest(
+        task=task,
+        arm=arm,
+        seed=seed,
+        protocol=protocol.value,
+        size=size.value,
+        ablation=ablation,
+        epochs=epochs,
+        max_steps=max_steps,
+        lr=lr,
+        weight_decay=weight_decay,
+        changes=key_values(set_),
+        threads=threads,
+        device=device,
+        precision=precision.value,
+    )
+    directory = out or run_place(Path("runs"), request)
+    options = RunOptions(
+        data_dir=data_dir,
+        checkpoint_seconds=checkpoint_seconds,
+        keep_checkpoint=keep_checkpoint,
+        shown=not quiet,
+    )
+    references = References(
+        tuning=tuning or directory / "tuning", matched_to=matched_to, mean_alpha=mean_alpha
+    )
+    prepared = prepare(request, data_dir)
+    for note in prepared.notes if not quiet and is_main_process() else ():
+        typer.echo(f"note: {note}", err=True)
+    request = fill_in(request, references, options, prepared)
+    summary = execute(request, directory, options, prepared)
+    if is_main_process():
+        typer.echo(_conclusion(summary, directory))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def _conclusion(summary: dict[str, Any], directory: Path) -> str:
+    test = summary["test_metric"]
+    return (
+        f"{summary['task']}, {summary['arm']}, seed {summary['seed']}: "
+        f"{summary['metric_name']} {summary['best_metric']:.6g} on validation, "
+        f"best at epoch {summary['best_epoch']} of {summary['epochs']}"
+        + ("" if test is None else f"; {test:.6g} on test")
+        + f"; {summary['seconds']['total']:.1f} s; {directory}"
+    )

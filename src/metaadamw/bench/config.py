@@ -1,0 +1,176 @@
+"""What is asked for, and the run that it comes to: every number that a run depends on."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from metaadamw import __version__
+from metaadamw.bench.tasks import PreparedTask, Protocol, Size
+
+if TYPE_CHECKING:
+    from metaadamw.bench.arms import Arm
+
+__all__ = ["DoesNotFit", "Precision", "RunConfig", "RunRequest", "resolve"]
+
+Precision = Literal["fp32", "bf16"]
+
+
+class DoesNotFit(ValueError):
+    """An arm or ablation that would be another run under its own name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRequest:
+    """A run as it is asked for on the command line.
+
+    Attributes:
+        task: name of the task.
+        arm: name of the arm.
+        seed: fixes weights, order of the data, dropout, augmentation, meta batches, modulator.
+        protocol: "paper" or "clean".
+        size: "small" or "full".
+        ablation: one of ``ABLATIONS``, for arms with a modulator.
+        epochs: passes over the training part at most, the task's own number by default.
+        max_steps: cuts the run after so many steps; nothing else changes.
+        lr: learning rate instead of the task's.
+        weight_decay: weight decay instead of the task's.
+        changes: further settings of the arm, for example ``{"meta.every": 10}``.
+        threads: CPU threads.
+        device: "cpu", "cuda", "cuda:1", "mps".
+        precision: "fp32", or "bf16" for bfloat16 autocast.
+    """
+
+    task: str
+    arm: str
+    seed: int = 0
+    protocol: Protocol = "clean"
+    size: Size = "small"
+    ablation: str | None = None
+    epochs: int | None = None
+    max_steps: int | None = None
+    lr: float | None = None
+    weight_decay: float | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    threads: int = 1
+    device: str = "cpu"
+    precision: Precision = "fp32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A resolved run; the same configuration gives the same numbers.
+
+    Attributes:
+        epochs: passes over the training part at most.
+        total_steps: steps of so many epochs, what schedules count on.
+        processes: how many processes share every batch.
+
+    The others are those of ``RunRequest`` and ``PreparedTask``.
+    """
+
+    task: str
+    arm: str
+    ablation: str | None
+    seed: int
+    protocol: Protocol
+    size: Size
+    epochs: int
+    max_steps: int | None
+    steps_per_epoch: int
+    total_steps: int
+    lr: float
+    weight_decay: float
+    betas: tuple[float, float]
+    batch_size: int
+    patience: int | None
+    min_delta: float
+    arm_settings: dict[str, Any]
+    threads: int
+    device: str
+    precision: Precision
+    processes: int
+
+    @property
+    def last_step(self) -> int:
+        """The step at which the run ends if it does not stop earlier."""
+        return min(self.total_steps, self.max_steps or self.total_steps)
+
+    @property
+    def key(self) -> str:
+        """Fingerprint of the configuration."""
+        text = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def as_json(self) -> dict[str, Any]:
+        """What ``config.json`` holds."""
+        return {**asdict(self), "version": __version__, "key": self.key}
+
+
+def resolve(request: RunRequest, task: PreparedTask, arm: Arm, processes: int = 1) -> RunConfig:
+    """Fill in what the request leaves to the task and the arm.
+
+    Raises:
+        ValueError: an ablation or setting that the arm does not have.
+        DoesNotFit: the arm or the ablation makes no difference for this task.
+    """
+    from metaadamw.bench.ablations import ablate
+
+    with torch.device("meta"):  # without drawing random numbers
+        if not arm.fits(task.build_model()):
+            raise DoesNotFit(f"arm {arm.name} does not fit the model of {task.name}")
+    settings = copy.deepcopy(arm.settings(task))
+    if request.ablation is not None:
+        ablate(request.ablation, arm, settings, task.steps_per_epoch)
+    for name, value in request.changes.items():
+        _change(settings, name, value, arm)
+    if settings.get("mean_alpha", 1.0) is None:
+        raise ValueError(
+            f"arm {arm.name} needs a finished run of {arm.matches} (--matched-to DIR) "
+            "or a number (--mean-alpha)"
+        )
+    epochs = request.epochs or task.max_epochs["metaadamw" if arm.modulated else "adamw"]
+    lr = task.lr if arm.lr is None else arm.lr
+    return RunConfig(
+        task=task.name,
+        arm=arm.name,
+        ablation=request.ablation,
+        seed=request.seed,
+        protocol=task.protocol,
+        size=task.size,
+        epochs=epochs,
+        max_steps=request.max_steps,
+        steps_per_epoch=task.steps_per_epoch,
+        total_steps=epochs * task.steps_per_epoch,
+        lr=(lr if request.lr is None else request.lr) * settings.get("mean_alpha", 1.0),
+        weight_decay=task.weight_decay if request.weight_decay is None else request.weight_decay,
+        betas=task.betas,
+        batch_size=task.batch_size,
+        patience=task.patience,
+        min_delta=task.min_delta,
+        arm_settings=settings,
+        threads=request.threads,
+        device=request.device,
+        precision=request.precision,
+        processes=processes,
+    )
+
+
+def _change(settings: dict[str, Any], name: str, value: Any, arm: Arm) -> None:
+    """Set ``section.key`` or ``key``; the configurations check the value."""
+    *section, key = name.split(".")
+    place: Any = settings
+    for part in section:
+        place = place.get(part) if isinstance(place, dict) else None
+    if not isinstance(place, dict) or (not section and key not in settings):
+        known = ", ".join(
+            name if not isinstance(v, dict) else f"{name}.…" for name, v in settings.items()
+        )
+        raise ValueError(f"arm {arm.name} has no setting {name!r}; it has: {known or 'none'}")
+    place[key] = value

@@ -1,0 +1,167 @@
+"""How the arms' optimizers are made; each function takes a model and a resolved configuration."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from metaadamw import MetaAdamW, MetaConfig, ModulatorConfig, fine_grained_groups
+from metaadamw.bench.config import RunConfig
+
+__all__ = [
+    "Stepper",
+    "adamw",
+    "adamw_cosine",
+    "has_hidden_matrices",
+    "metaadamw",
+    "muon",
+    "nadam",
+    "prodigy",
+    "schedule_free",
+]
+
+
+class Stepper(Protocol):
+    """What a run needs of an optimizer."""
+
+    def zero_grad(self) -> None:
+        """Clear the gradients."""
+
+    def step(self) -> Any:
+        """Update the parameters."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next steps depend on."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a ``state_dict``."""
+
+
+class Chain:
+    """Several optimizers, or an optimizer and its schedule, that step one after another."""
+
+    def __init__(self, parts: Sequence[Any]) -> None:
+        self.parts = parts
+
+    def zero_grad(self) -> None:
+        """Clear the gradients of all parts that have any."""
+        for part in self.parts:
+            if isinstance(part, torch.optim.Optimizer):
+                part.zero_grad()
+
+    def step(self) -> None:
+        """Step every part."""
+        for part in self.parts:
+            part.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The states of all parts."""
+        return {str(index): part.state_dict() for index, part in enumerate(self.parts)}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on from the states of all parts."""
+        for index, part in enumerate(self.parts):
+            part.load_state_dict(state_dict[str(index)])
+
+
+def adamw(model: nn.Module, config: RunConfig) -> Stepper:
+    """``torch.optim.AdamW``."""
+    return _adamw(model.parameters(), config)
+
+
+def _adamw(params: Iterable[nn.Parameter], config: RunConfig) -> torch.optim.AdamW:
+    return torch.optim.AdamW(
+        params, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
+    )
+
+
+def adamw_cosine(model: nn.Module, config: RunConfig) -> Stepper:
+    """AdamW whose learning rate falls along half a cosine from lr to zero."""
+    optimizer = _adamw(model.parameters(), config)
+    total = config.total_steps
+
+    def factor(step: int) -> float:
+        return 0.5 * (1 + math.cos(math.pi * min(step / total, 1)))
+
+    return Chain([optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)])
+
+
+def metaadamw(model: nn.Module, config: RunConfig) -> Stepper:
+    """``MetaAdamW`` as ``config.arm_settings`` says."""
+    settings = config.arm_settings
+    grouping = settings["grouping"]
+    return MetaAdamW(
+        model.parameters() if grouping == "native" else fine_grained_groups(model, kinds=grouping),
+        lr=config.lr,
+        betas=config.betas,
+        weight_decay=config.weight_decay,
+        modulator=ModulatorConfig(**settings["modulator"]),
+        meta=MetaConfig(**settings["meta"]),
+        total_steps=config.total_steps,
+        seed=config.seed,
+    )
+
+
+def nadam(model: nn.Module, config: RunConfig) -> Stepper:
+    """``torch.optim.NAdam`` with decoupled weight decay."""
+    return torch.optim.NAdam(
+        model.parameters(),
+        lr=config.lr,
+        betas=config.betas,
+        weight_decay=config.weight_decay,
+        decoupled_weight_decay=True,
+    )
+
+
+def muon(model: nn.Module, config: RunConfig) -> Stepper:
+    """``torch.optim.Muon`` for the hidden matrices, AdamW for everything else.
+
+    Muon's updates are scaled to the size of AdamW's, so that both take the same learning rate.
+    """
+    hidden = _hidden_matrices(model)
+    taken = {id(p) for p in hidden}
+    rest = [p for p in model.parameters() if id(p) not in taken]
+    parts: list[torch.optim.Optimizer] = [_adamw(rest, config)] if rest else []
+    parts.append(
+        torch.optim.Muon(
+            hidden,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            adjust_lr_fn="match_rms_adamw",
+        )
+    )
+    return Chain(parts)
+
+
+def has_hidden_matrices(model: nn.Module) -> bool:
+    """Whether Muon has anything to do."""
+    return hasattr(torch.optim, "Muon") and len(_hidden_matrices(model)) > 0
+
+
+def _hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """Every matrix but embeddings and the last linear layer."""
+    embeddings = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
+    linears = [m.weight for m in model.modules() if isinstance(m, nn.Linear)]
+    outer = {id(weight) for weight in (*embeddings, *linears[-1:])}
+    return [p for p in model.parameters() if p.ndim == 2 and id(p) not in outer]
+
+
+def schedule_free(model: nn.Module, config: RunConfig) -> Stepper:
+    """``schedulefree.AdamWScheduleFree``."""
+    optimizer: Stepper = importlib.import_module("schedulefree").AdamWScheduleFree(
+        model.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
+    )
+    return optimizer
+
+
+def prodigy(model: nn.Module, config: RunConfig) -> Stepper:
+    """``prodigyopt.Prodigy``, which finds its learning rate itself."""
+    optimizer: Stepper = importlib.import_module("prodigyopt").Prodigy(
+        model.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
+    )
+    return optimizer

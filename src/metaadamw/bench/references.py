@@ -1,0 +1,130 @@
+"""Arms whose learning rate comes from other runs: tuned on a grid, or matched to a mean α."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from metaadamw.bench.arms import TUNING_GRID, TUNING_SEED, Arm, get_arm
+from metaadamw.bench.config import RunRequest
+from metaadamw.bench.run_directory import SUMMARY, RunDirectory
+from metaadamw.bench.runs import Diverged, RunOptions, execute
+from metaadamw.bench.tasks import PreparedTask
+
+__all__ = ["References", "fill_in", "grid"]
+
+TUNING = "tuning.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class References:
+    """Where the other runs are.
+
+    Attributes:
+        tuning: directory of the grid of a tuned arm.
+        matched_to: run directory whose mean α is taken.
+        mean_alpha: the mean α itself.
+    """
+
+    tuning: Path
+    matched_to: Path | None = None
+    mean_alpha: float | None = None
+
+
+def grid(request: RunRequest, arm: Arm, task: PreparedTask) -> Iterator[tuple[str, RunRequest]]:
+    """The runs that tune an arm, each with the name of its directory."""
+    assert arm.tunes is not None
+    for factor in TUNING_GRID["lr"]:
+        for weight_decay in TUNING_GRID["weight_decay"]:
+            lr = float(f"{factor * task.lr:.6g}")
+            point = replace(
+                request, arm=arm.tunes, seed=TUNING_SEED, lr=lr, weight_decay=weight_decay
+            )
+            yield f"lr{lr:g}-wd{weight_decay:g}", point
+
+
+def fill_in(
+    request: RunRequest, references: References, options: RunOptions, task: PreparedTask
+) -> RunRequest:
+    """The request with what other runs have to say; runs of a grid that are missing are made.
+
+    Raises:
+        ValueError: the runs are not there or do not fit, or the seed is that of the tuning.
+    """
+    arm = get_arm(request.arm)
+    if arm.matches is not None:
+        mean_alpha = references.mean_alpha
+        if mean_alpha is None and references.matched_to is not None:
+            mean_alpha = _mean_alpha(references.matched_to, arm.matches, request)
+        if mean_alpha is not None:
+            return replace(request, changes={**request.changes, "mean_alpha": mean_alpha})
+    if arm.tunes is not None:
+        if request.lr is not None or request.weight_decay is not None:
+            raise ValueError(f"arm {arm.name} chooses its learning rate and weight decay itself")
+        if request.seed == TUNING_SEED:
+            raise ValueError(f"seed {TUNING_SEED} is what {arm.name} is tuned on; take another")
+        lr, weight_decay = _tune(request, arm, references.tuning, options, task)
+        return replace(request, lr=lr, weight_decay=weight_decay)
+    return request
+
+
+def _mean_alpha(directory: Path, arm: str, request: RunRequest) -> float:
+    summary = RunDirectory(directory).read_json(SUMMARY) or {}
+    expected = {
+        "task": request.task,
+        "arm": arm,
+        "protocol": request.protocol,
+        "size": request.size,
+        "ablation": None,
+        "status": "finished",
+    }
+    for name, value in expected.items():
+        if summary.get(name) != value:
+            raise ValueError(
+                f"{directory} must hold a finished run of {arm} on {request.task}, "
+                f"its {name} is {summary.get(name)!r}, not {value!r}"
+            )
+    return float(summary["mean_alpha"])
+
+
+def _tune(
+    request: RunRequest, arm: Arm, directory: Path, options: RunOptions, task: PreparedTask
+) -> tuple[float, float]:
+    points: list[dict[str, Any]] = []
+    for name, point in grid(request, arm, task):
+        place = directory / name
+        failed = RunDirectory(place).read_json(SUMMARY) or {}
+        if not str(failed.get("error")).startswith(Diverged.__name__):
+            with suppress(Diverged):
+                execute(point, place, options, task)
+        summary = RunDirectory(place).read_json(SUMMARY) or {}
+        points.append(
+            {
+                "lr": point.lr,
+                "weight_decay": point.weight_decay,
+                "status": summary.get("status"),
+                "best_metric": summary.get("best_metric"),
+            }
+        )
+    sign = 1 if task.metric.direction == "minimize" else -1
+    finished = [p for p in points if p["status"] == "finished" and p["best_metric"] is not None]
+    if not finished:
+        raise ValueError(f"no run of the grid in {directory} has finished")
+    best = min(finished, key=lambda point: sign * point["best_metric"])
+    RunDirectory(directory).write_json(
+        TUNING,
+        {
+            "task": request.task,
+            "protocol": request.protocol,
+            "size": request.size,
+            "seed": TUNING_SEED,
+            "metric_name": task.metric.name,
+            "metric_direction": task.metric.direction,
+            "points": points,
+            "best": {"lr": best["lr"], "weight_decay": best["weight_decay"]},
+        },
+    )
+    return best["lr"], best["weight_decay"]

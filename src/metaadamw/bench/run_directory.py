@@ -1,0 +1,155 @@
+"""The directory of a run: nothing in it is ever half written.
+
+Whole files are replaced in one go. Journals only grow, and a resumed run cuts them back to the
+length they had at its checkpoint.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["Journal", "RunDirectory"]
+
+CHECKPOINT = "checkpoint.pt"
+CONFIG = "config.json"
+ENVIRONMENT = "environment.json"
+METRICS = "metrics.jsonl"
+MODULATION = "modulation.csv"
+SECONDS = "seconds.jsonl"
+SUMMARY = "summary.json"
+
+
+class RunDirectory:
+    """Reads and writes the files of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out of the directory; waits for one that is in it.
+
+        The lock goes with the process that holds it, however that ends.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            yield
+            return
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"waiting for the process that works in {self.path}", file=sys.stderr)
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """The object in a file; None if there is no such file or no object in it."""
+        try:
+            found = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            return None
+        return found if isinstance(found, dict) else None
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Replace a file in one go."""
+        text = json.dumps(finite(content), indent=2, ensure_ascii=False, allow_nan=False)
+        self._replace(name, f"{text}\n".encode())
+
+    def read_checkpoint(self) -> dict[str, Any] | None:
+        """The last checkpoint; None if there is none that can be read."""
+        try:
+            found = torch.load(self.path / CHECKPOINT, map_location="cpu", weights_only=True)
+        except FileNotFoundError:
+            return None
+        except Exception as error:
+            # Any damage leads here, each with an exception of its own; the run can start over.
+            print(
+                f"{self.path / CHECKPOINT} cannot be read, starting over: {error}", file=sys.stderr
+            )
+            return None
+        return found if isinstance(found, dict) else None
+
+    def write_checkpoint(self, content: Mapping[str, Any]) -> None:
+        """Replace the checkpoint in one go."""
+        # By way of memory, because torch.save turns a full disk into an obscure RuntimeError.
+        buffer = io.BytesIO()
+        torch.save(dict(content), buffer)
+        self._replace(CHECKPOINT, buffer.getbuffer())
+
+    def _replace(self, name: str, content: bytes | memoryview) -> None:
+        temporary = self.path / f".{name}.tmp"
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self.path / name)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+
+
+class Journal:
+    """A text file to which lines are added.
+
+    Args:
+        path: the file.
+        length: bytes to keep of what is there.
+    """
+
+    def __init__(self, path: Path, length: int = 0) -> None:
+        self._file = path.open("a", encoding="utf-8", buffering=1, newline="\n")
+        self._file.truncate(length)
+
+    def write(self, line: str) -> None:
+        """Add a line."""
+        try:
+            self._file.write(line + "\n")
+        except OSError as error:  # a full disk: say where
+            raise OSError(error.errno, error.strerror, self._file.name) from error
+
+    def write_json(self, **entry: Any) -> None:
+        """Add an object as a line."""
+        self.write(json.dumps(finite(entry), allow_nan=False))
+
+    def length(self) -> int:
+        """Bytes in the file, all of them on the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return os.fstat(self._file.fileno()).st_size
+
+    def close(self) -> None:
+        """Close the file; what a full disk has not taken is lost."""
+        with suppress(OSError):
+            self._file.close()
+
+
+def finite(content: Any) -> Any:
+    """The same content with None in place of numbers that JSON does not know (nan, inf)."""
+    if isinstance(content, float) and not math.isfinite(content):
+        return None
+    if isinstance(content, Mapping):
+        return {key: finite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [finite(value) for value in content]
+    return content
