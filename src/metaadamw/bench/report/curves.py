@@ -1,0 +1,172 @@
+"""Figures 1 to 5: validation against steps and against compute, with bands over seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullLocator
+from numpy.typing import NDArray
+
+from metaadamw.bench.report import picture
+from metaadamw.bench.report.collection import BASELINE, DEFAULT, TUNED, Collection
+from metaadamw.bench.report.comparison import best_within
+from metaadamw.bench.report.document import Figures
+from metaadamw.bench.report.paper import FIGURES
+from metaadamw.bench.report.runs import FinishedRun
+
+__all__ = ["CURVES", "curves"]
+
+CURVES = (
+    "At equal steps: the validation metric, mean over seeds, the band one standard deviation to "
+    "either side; dotted where some seeds have stopped early. At equal compute: the best "
+    "validation metric so far against seconds of training and meta-updates; a run that has "
+    "stopped keeps its best, dots mark the longest run. Where there are many arms, only the main "
+    "ones have bands."
+)
+
+_COLOURS = {
+    DEFAULT: "#d55e00",
+    "metaadamw-online": "#0072b2",
+    "metaadamw-paper": "#009e73",
+    BASELINE: "#333333",
+    TUNED: "#8a8a8a",
+    "adamw-cosine": "#cc79a7",
+}
+_FURTHER_COLOURS = ("#e69f00", "#56b4e9", "#8c564b", "#9467bd", "#bcbd22", "#17becf")
+_BANDED = (DEFAULT, "metaadamw-paper", BASELINE, TUNED)
+_MOST_BANDS = 4
+_POINTS = 200
+
+
+def curves(collection: Collection, task: str) -> Figures | None:
+    """The two pictures of one task; None without runs."""
+    arms = {arm: collection.of(task, arm) for arm in collection.arms}
+    arms = {arm: runs for arm, runs in arms.items() if runs}
+    if not arms:
+        return None
+    slug = f"{task}-{collection.setting.slug}"
+    number = f"Figure {FIGURES[task]}: " if task in FIGURES else ""
+    prefix = f"figure{FIGURES[task]}-" if task in FIGURES else ""
+    metric = next(iter(arms.values()))[0].metric_name
+    return Figures(
+        figures=[
+            picture.render(
+                _draw_by_step(arms, metric),
+                name=f"{prefix}{slug}-steps.png",
+                title=f"{number}{task} at equal steps",
+            ),
+            picture.render(
+                _draw_by_compute(arms, metric),
+                name=f"{prefix}{slug}-compute.png",
+                title=f"{number}{task} at equal compute",
+            ),
+        ]
+    )
+
+
+def _styles(arms: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Colour and line style of each arm."""
+    further = cycle(_FURTHER_COLOURS)
+    return {arm: (_COLOURS[arm], "-") if arm in _COLOURS else (next(further), "--") for arm in arms}
+
+
+def _axes(metric: str, direction: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(6.4, 4.8), layout="constrained")
+    axes = figure.add_subplot()
+    if direction == "minimize":
+        axes.set_yscale("log")
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_locator(MaxNLocator(7))
+        axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_ylabel(metric)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    return figure, axes
+
+
+def _legend(figure: Figure) -> Figure:
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    return figure
+
+
+def _draw_by_step(arms: dict[str, list[FinishedRun]], metric: str) -> Figure:
+    figure, axes = _axes(metric, next(iter(arms.values()))[0].direction)
+    styles = _styles(list(arms))
+    for arm, runs in arms.items():
+        by_step: dict[int, list[float]] = {}
+        for run in runs:
+            for evaluation in run.evaluations:
+                if math.isfinite(evaluation.metric):
+                    by_step.setdefault(evaluation.step, []).append(evaluation.metric)
+        steps = np.array(sorted(by_step))
+        values = [np.array(by_step[step]) for step in steps]
+        together = int(np.argmin([len(v) == len(runs) for v in values] + [False]))
+        mean = np.array([v.mean() for v in values])
+        deviation = np.array([v.std(ddof=1) if len(v) > 1 else 0.0 for v in values])
+        colour, style = styles[arm]
+        axes.plot(steps[:together], mean[:together], style, color=colour, label=arm, linewidth=1.8)
+        rest = slice(max(together - 1, 0), None)
+        axes.plot(steps[rest], mean[rest], ":", color=colour, linewidth=1.2)
+        _band(axes, arm, len(arms), steps[:together], mean[:together], deviation[:together], colour)
+    axes.set_xlabel("step")
+    _epochs_on_top(axes, [run for runs in arms.values() for run in runs])
+    return _legend(figure)
+
+
+def _epochs_on_top(axes: Axes, runs: Sequence[FinishedRun]) -> None:
+    """A second scale in epochs, where all runs have the same number of steps an epoch."""
+    lengths = {run.steps_per_epoch for run in runs}
+    if len(lengths) == 1 and (length := lengths.pop()):
+        functions: Any = (lambda step: step / length, lambda epoch: epoch * length)
+        top = axes.secondary_xaxis("top", functions=functions)
+        top.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        top.set_xlabel("epoch")
+
+
+def _draw_by_compute(arms: dict[str, list[FinishedRun]], metric: str) -> Figure:
+    direction = next(iter(arms.values()))[0].direction
+    figure, axes = _axes(metric, direction)
+    styles = _styles(list(arms))
+    for arm, runs in arms.items():
+        first = max(run.evaluations[0].seconds for run in runs)
+        grid = np.linspace(first, max(run.compute for run in runs), _POINTS)
+        table = np.array(
+            [[_or_nan(best_within(run, "seconds", time)) for time in grid] for run in runs]
+        )
+        known = np.isfinite(table).all(axis=0)
+        if not known.any():
+            continue
+        mean = table[:, known].mean(axis=0)
+        deviation = table[:, known].std(axis=0, ddof=1) if len(runs) > 1 else np.zeros_like(mean)
+        colour, style = styles[arm]
+        axes.plot(grid[known], mean, style, color=colour, label=arm, linewidth=1.8)
+        axes.plot(grid[known][-1:], mean[-1:], "o", color=colour, markersize=4)
+        _band(axes, arm, len(arms), grid[known], mean, deviation, colour)
+    axes.set_xlabel("seconds of training and meta-updates")
+    return _legend(figure)
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _band(
+    axes: Axes,
+    arm: str,
+    arms: int,
+    x: NDArray[np.float64],
+    mean: NDArray[np.float64],
+    deviation: NDArray[np.float64],
+    colour: str,
+) -> None:
+    """A band of ± one standard deviation, of the main arms alone where there are many."""
+    if arms <= _MOST_BANDS or arm in _BANDED:
+        axes.fill_between(
+            x, mean - deviation, mean + deviation, color=colour, alpha=0.15, linewidth=0
+        )

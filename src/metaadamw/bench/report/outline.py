@@ -1,0 +1,180 @@
+"""The report from its first line to its last: which section shows what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from metaadamw.bench.report.ablations import table3
+from metaadamw.bench.report.claims import claims
+from metaadamw.bench.report.collection import Collection
+from metaadamw.bench.report.curves import CURVES, curves
+from metaadamw.bench.report.document import Block, Details, Figures, Section, Table, Words
+from metaadamw.bench.report.forest import FOREST, forest
+from metaadamw.bench.report.heatmaps import HEAT_MAPS, heat_map
+from metaadamw.bench.report.robustness import rates_table
+from metaadamw.bench.report.runs import LeftOut
+from metaadamw.bench.report.tables import fidelity, gains, overview, table2, table5
+
+__all__ = ["TITLE", "outline"]
+
+TITLE = "MetaAdamW against its baselines"
+
+_METHOD = (
+    "Every number on this page is computed from run directories; a cell without runs is empty. "
+    "The paper's numbers stand in columns of their own and are labelled so.",
+    "Runs are paired by seed: the same seed means the same initial weights, the same batches and "
+    "the same dropout. Gains are differences signed so that positive is better. Whole runs are "
+    "compared on the test part where both arms have one (read once, at the best validation "
+    "epoch), otherwise by their best validation metric. At equal steps and at equal compute, the "
+    "arm gets what the baseline's run of the same seed took, and both are read off the best "
+    "validation metric so far, interpolated between evaluations. A run that stopped early keeps "
+    "its best.",
+    "Compute is the wall time of training and meta-updates, spread evenly over the steps of a "
+    "run; evaluation and logging are not in it. The search that tuned a baseline is not in it "
+    "either.",
+    "Intervals: 95 %, bias-corrected and accelerated bootstrap of the mean paired difference, "
+    "9,999 resamples, fixed generator; with five seeds such intervals are known to be too narrow. "
+    "Tests: two-sided paired t-test and Wilcoxon signed-rank test; Holm's correction over the "
+    "tasks on which two arms are compared. What is called better or worse is the t-test's "
+    "verdict after correction at 0.05. Runs that failed or diverged are in no mean; they are "
+    "counted in red beside n and listed at the end.",
+)
+
+
+def outline(collections: Sequence[Collection], left_out: Sequence[LeftOut]) -> list[Section]:
+    """All sections, in reading order."""
+    sections = [_claims(collections, left_out)]
+    for collection in collections:
+        sections += _setting(collection)
+    sections.append(
+        Section(
+            title="How the numbers are made",
+            anchor="method",
+            level=2,
+            blocks=[Words(text) for text in _METHOD],
+        )
+    )
+    if left_out:
+        sections.append(_left_out(left_out))
+    return sections
+
+
+def _claims(collections: Sequence[Collection], left_out: Sequence[LeftOut]) -> Section:
+    runs = [run for collection in collections for run in collection.runs]
+    blocks: list[Block] = [
+        Words(
+            f"{len(runs)} finished runs: {len({run.cell.task for run in runs})} tasks, "
+            f"{len({run.cell.arm for run in runs})} arms, "
+            f"{len({run.seed for run in runs})} seeds"
+            + (
+                f"; {len(left_out)} run directories are left out, see the end."
+                if left_out
+                else "; nothing was left out."
+            )
+        ),
+        Words(
+            "What this project set out to show, and what these runs say about it. A claim counts "
+            "as reached only with all the tasks and seeds it names."
+        ),
+    ]
+    blocks += claims(collections)
+    return Section(title="Claims", anchor="claims", level=2, blocks=blocks)
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _setting(collection: Collection) -> Iterator[Section]:
+    slug = collection.setting.slug
+    seeds = sorted({run.seed for run in collection.runs})
+    yield Section(
+        title=_capital(collection.setting.title),
+        anchor=slug,
+        level=2,
+        blocks=[
+            Words(
+                f"{len(collection.runs)} runs; tasks: {', '.join(collection.tasks)}; arms: "
+                f"{', '.join(collection.arms)}; seeds: {', '.join(map(str, seeds))}."
+            )
+        ],
+    )
+    parts: list[tuple[str, str, list[Block]]] = [
+        ("Table 2: best metric and time", "table2", [table2(collection)]),
+        ("Paired differences", "paired", list(_paired(collection))),
+        ("Figures: validation curves", "curves", list(_curves(collection))),
+        ("Table 3: ablations", "table3", list(_ablations(collection))),
+        ("Learning rates", "rates", list(_rates(collection))),
+        ("Table 5: time per epoch and in total", "table5", [table5(collection)]),
+        ("α and β over time", "modulation", list(_heat_maps(collection))),
+    ]
+    is_original = collection.setting[:2] == ("paper", "full")
+    found = fidelity(collection) if is_original else None
+    if found is not None:
+        parts.append(("Fidelity: AdamW against the authors' curves", "fidelity", [found]))
+    for title, anchor, blocks in parts:
+        if blocks:
+            yield Section(title=title, anchor=f"{slug}-{anchor}", level=3, blocks=blocks)
+
+
+def _paired(collection: Collection) -> Iterator[Block]:
+    if collection.contenders:
+        yield Words(FOREST)
+    for arm in collection.contenders:
+        picture = forest(collection, arm)
+        if picture is not None:
+            yield overview(collection, arm)
+            yield picture
+            yield Details(
+                summary=f"{arm}: every difference, interval and test",
+                blocks=[gains(collection, arm)],
+            )
+
+
+def _curves(collection: Collection) -> Iterator[Block]:
+    yield Words(CURVES)
+    for task in collection.tasks:
+        found = curves(collection, task)
+        if found is not None:
+            yield found
+
+
+def _ablations(collection: Collection) -> Iterator[Block]:
+    for arm in sorted({run.cell.arm for run in collection.runs if run.cell.ablation}):
+        found = table3(collection, arm)
+        if found is not None:
+            yield found
+
+
+def _rates(collection: Collection) -> Iterator[Block]:
+    for task in collection.tasks:
+        found = rates_table(collection, task)
+        if found is not None:
+            yield found
+
+
+def _heat_maps(collection: Collection) -> Iterator[Block]:
+    found = [
+        picture
+        for task in collection.tasks
+        for arm in collection.arms
+        if (picture := heat_map(collection, task, arm)) is not None
+    ]
+    if found:
+        yield Words(HEAT_MAPS)
+        yield Figures(figures=found)
+
+
+def _left_out(left_out: Sequence[LeftOut]) -> Section:
+    return Section(
+        title="Run directories left out",
+        anchor="left-out",
+        level=2,
+        blocks=[
+            Table(
+                title=f"{len(left_out)} run directories take no part in the numbers above",
+                header=["directory", "reason"],
+                rows=[[entry.path, entry.reason] for entry in left_out],
+            )
+        ],
+    )

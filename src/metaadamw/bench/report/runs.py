@@ -1,0 +1,375 @@
+"""Reads run directories; one that is unfinished, broken or failed is named and left out."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "RATE",
+    "Cell",
+    "Evaluation",
+    "FinishedRun",
+    "LeftOut",
+    "Modulation",
+    "Setting",
+    "read_runs",
+    "shown",
+]
+
+Direction = Literal["minimize", "maximize"]
+# What the ablation of a run with another learning rate than its arm's is called.
+RATE = "lr="
+
+_TUNING = "tuning"
+_FILES = ("config.json", "summary.json", "metrics.jsonl")
+
+
+class Setting(NamedTuple):
+    """Runs of different settings are never put into one table.
+
+    Attributes:
+        protocol: ``paper`` or ``clean``.
+        size: ``small`` or ``full``.
+        max_steps: where the runs were cut, None if they were not.
+    """
+
+    protocol: str
+    size: str
+    max_steps: int | None
+
+    @property
+    def title(self) -> str:
+        """The setting in words."""
+        cut = "" if self.max_steps is None else f", cut after {self.max_steps} steps"
+        return f"{self.protocol} protocol, {self.size} size{cut}"
+
+    @property
+    def slug(self) -> str:
+        """The setting as part of a file name."""
+        cut = "" if self.max_steps is None else f"-{self.max_steps}"
+        return f"{self.protocol}-{self.size}{cut}"
+
+
+class Cell(NamedTuple):
+    """What runs that differ in their seed alone have in common."""
+
+    setting: Setting
+    task: str
+    arm: str
+    ablation: str | None
+
+
+class Evaluation(NamedTuple):
+    """One evaluation on the validation part.
+
+    Attributes:
+        step: training steps taken before it.
+        epoch: epochs finished before it.
+        seconds: training and meta-updates before it.
+        loss: validation loss.
+        metric: validation metric.
+    """
+
+    step: int
+    epoch: float
+    seconds: float
+    loss: float
+    metric: float
+
+
+class Modulation(NamedTuple):
+    """What MetaAdamW did to each group: steps [S], group names, α and β [S, G]."""
+
+    steps: NDArray[np.float64]
+    groups: tuple[str, ...]
+    alpha: NDArray[np.float64]
+    beta: NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedRun:
+    """A run that came to its end with finite numbers; most names are those of its summary.
+
+    Attributes:
+        path: its directory below the root it was found in.
+        shown_directory: its directory as a command names it.
+        sweep: the directory of the sweep that places it where it is; None if none does.
+        rate: its learning rate, before an arm's own factor.
+    """
+
+    path: str
+    cell: Cell
+    seed: int
+    key: str
+    shown_directory: str
+    sweep: str | None
+    rate: float
+    weight_decay: float
+    metric_name: str
+    direction: Direction
+    best_metric: float
+    test_metric: float | None
+    epochs: float
+    steps: int
+    steps_per_epoch: int
+    stopped_early: bool
+    parameters: int | None
+    seconds: dict[str, float]
+    environment: str
+    evaluations: tuple[Evaluation, ...]
+    modulation: Modulation | None = field(repr=False)
+
+    @property
+    def is_rate_variant(self) -> bool:
+        """Whether it differs from the other runs of its arm in its learning rate."""
+        return (self.cell.ablation or "").startswith(RATE)
+
+    @property
+    def compute(self) -> float:
+        """Seconds of training and meta-updates: no evaluation, no logging."""
+        return self.seconds["train"] + self.seconds["meta"]
+
+
+class LeftOut(NamedTuple):
+    """A run directory that takes no part in the report.
+
+    ``cell`` is given where the run itself failed or diverged, so that tables can say so.
+    """
+
+    path: str
+    reason: str
+    cell: Cell | None = None
+
+
+class _Unusable(Exception):
+    """Why a run directory is left out."""
+
+    def __init__(self, reason: str, cell: Cell | None = None) -> None:
+        super().__init__(reason)
+        self.cell = cell
+
+
+def read_runs(roots: Sequence[Path]) -> tuple[list[FinishedRun], list[LeftOut]]:
+    """Read all run directories at and below the given directories.
+
+    Returns:
+        The finished runs, sorted by setting, task, arm, ablation and seed; and what was left out.
+
+    Raises:
+        ValueError: a root is not a directory, or there is no run directory at all.
+    """
+    read: list[FinishedRun] = []
+    left_out: list[LeftOut] = []
+    for directory, path in _directories(roots):
+        try:
+            read.append(_read(directory, path))
+        except _Unusable as problem:
+            left_out.append(LeftOut(path, str(problem), problem.cell))
+    finished: dict[tuple[Cell, int], FinishedRun] = {}
+    # Where a sweep would put a run, it goes first.
+    for run in sorted(_with_rate_variants(read), key=lambda run: run.sweep is None):
+        other = finished.setdefault((run.cell, run.seed), run)
+        if other is not run:
+            same = "the same run as" if other.key == run.key else "other settings than"
+            reason = f"{same} {other.path}, which has this task, arm and seed"
+            left_out.append(LeftOut(run.path, reason))
+    if not finished and not left_out:
+        raise ValueError(f"no run directory in {', '.join(str(root) for root in roots)}")
+    return sorted(finished.values(), key=_order), sorted(left_out, key=lambda entry: entry.path)
+
+
+def _with_rate_variants(runs: Sequence[FinishedRun]) -> Iterator[FinishedRun]:
+    """Give runs with another learning rate than the sweep's of the same arm a cell of their own."""
+    swept: dict[Cell, set[float]] = {}
+    for run in runs:
+        if run.sweep is not None:
+            swept.setdefault(run.cell, set()).add(run.rate)
+    for run in runs:
+        rates = swept.get(run.cell, {run.rate})
+        if run.cell.ablation is None and run.sweep is None and run.rate not in rates:
+            yield replace(run, cell=run.cell._replace(ablation=f"{RATE}{run.rate:g}"))
+        else:
+            yield run
+
+
+def _order(run: FinishedRun) -> tuple[Any, ...]:
+    setting = run.cell.setting
+    cut = math.inf if setting.max_steps is None else setting.max_steps
+    return (*setting[:2], cut, run.cell.task, run.cell.arm, run.cell.ablation or "", run.seed)
+
+
+def shown(path: Path) -> str:
+    """A directory as a command names it: relative to where it runs, if it is below that."""
+    with suppress(ValueError):
+        return path.resolve().relative_to(Path.cwd().resolve()).as_posix()
+    return path.resolve().name
+
+
+def _directories(roots: Sequence[Path]) -> Iterator[tuple[Path, str]]:
+    """Run directories, and how they are shown: from the root's own name on, never a full path."""
+    seen = set()
+    for root in roots:
+        if not root.is_dir():
+            raise ValueError(f"{root} is not a directory")
+        found = {file.parent for name in _FILES for file in root.rglob(name)}
+        for directory in sorted(found):
+            # The runs that tune an arm are not runs of the comparison.
+            if directory.parent.name != _TUNING and directory.resolve() not in seen:
+                seen.add(directory.resolve())
+                yield directory, (root.resolve().name / directory.relative_to(root)).as_posix()
+
+
+def _read(directory: Path, path: str) -> FinishedRun:
+    config = _json(directory / "config.json")
+    setting = Setting(
+        _get(config, "protocol", str), _get(config, "size", str), config.get("max_steps")
+    )
+    cell = Cell(
+        setting, _get(config, "task", str), _get(config, "arm", str), config.get("ablation")
+    )
+    summary = _json(directory / "summary.json")
+    for name in ("task", "arm", "seed", "protocol", "size"):
+        if summary.get(name) != config.get(name):
+            raise _Unusable(f"summary.json and config.json disagree about {name}")
+    if summary.get("status") != "finished":
+        raise _Unusable(f"failed: {summary.get('error') or 'no reason given'}", cell)
+    best_metric = summary.get("best_metric")
+    if best_metric is None or not math.isfinite(best_metric):
+        raise _Unusable("diverged: no finite validation metric", cell)
+    seconds = _get(summary, "seconds", dict)
+    direction = _get(summary, "metric_direction", str)
+    if direction not in ("minimize", "maximize"):
+        raise _Unusable(f"summary.json: metric_direction is {direction!r}")
+    steps = int(_number(summary, "steps"))
+    test_metric = summary.get("test_metric")
+    settings = config.get("arm_settings") or {}
+    run_seconds = {
+        name: _number(seconds, name) for name in ("train", "meta", "evaluation", "logging", "total")
+    }
+    return FinishedRun(
+        path=path,
+        cell=cell,
+        seed=int(_number(config, "seed")),
+        key=str(config.get("key")),
+        shown_directory=shown(directory),
+        sweep=_sweep(directory, cell, config),
+        rate=float(f"{_number(config, 'lr') / (settings.get('mean_alpha') or 1.0):.6g}"),
+        weight_decay=_number(config, "weight_decay"),
+        metric_name=_get(summary, "metric_name", str),
+        direction="minimize" if direction == "minimize" else "maximize",
+        best_metric=float(best_metric),
+        test_metric=None if test_metric is None else float(test_metric),
+        epochs=_number(summary, "epochs"),
+        steps=steps,
+        steps_per_epoch=int(_number(summary, "steps_per_epoch")),
+        stopped_early=bool(summary.get("stopped_early")),
+        parameters=summary.get("parameters"),
+        seconds=run_seconds,
+        environment=_environment(directory / "environment.json", str(config.get("device", "cpu"))),
+        evaluations=tuple(
+            _evaluations(
+                directory / "metrics.jsonl", steps, run_seconds["train"] + run_seconds["meta"]
+            )
+        ),
+        modulation=_modulation(directory / "modulation.csv"),
+    )
+
+
+def _sweep(directory: Path, cell: Cell, config: dict[str, Any]) -> str | None:
+    """The sweep whose layout the directory follows."""
+    arm = cell.arm if cell.ablation is None else f"{cell.arm}+{cell.ablation}"
+    place = (f"{cell.setting[0]}-{cell.setting[1]}", cell.task, arm, f"seed{config['seed']}")
+    absolute = directory.resolve()
+    return shown(absolute.parents[3]) if absolute.parts[-4:] == place else None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise _Unusable(f"unfinished: no {path.name}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise _Unusable(f"{path.name} cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise _Unusable(f"{path.name} is not an object")
+    return content
+
+
+def _get(content: dict[str, Any], name: str, kind: type) -> Any:
+    if not isinstance(content.get(name), kind):
+        raise _Unusable(f"{name} is missing or not a {kind.__name__}")
+    return content[name]
+
+
+def _number(content: dict[str, Any], name: str) -> float:
+    value = content.get(name)
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise _Unusable(f"{name} is missing or not a finite number")
+    return value
+
+
+def _environment(path: Path, device: str) -> str:
+    content = _json(path)
+    machine = content.get("cpu") if device == "cpu" else content.get("accelerator") or device
+    return (
+        f"{machine}, {content.get('threads')} CPU thread(s), torch {content.get('torch')}, "
+        f"metaadamw {content.get('metaadamw')}"
+    )
+
+
+def _evaluations(path: Path, steps: int, compute: float) -> Iterator[Evaluation]:
+    """The evaluations on the validation part, with the compute spent before each.
+
+    Steps cost the same on average, and a proportional share is free of the clock's noise.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (ValueError, OSError):
+        raise _Unusable("metrics.jsonl is missing or cannot be read") from None
+    found = False
+    for number, line in enumerate(lines, start=1):
+        try:
+            entry = json.loads(line)
+            if entry["kind"] == "evaluation" and entry["split"] == "validation":
+                found = True
+                yield Evaluation(
+                    int(entry["step"]),
+                    float(entry["epoch"]),
+                    compute * entry["step"] / max(steps, 1),
+                    _float(entry["loss"]),
+                    _float(entry["metric"]),
+                )
+        except (ValueError, KeyError, TypeError):
+            raise _Unusable(f"metrics.jsonl: line {number} cannot be read") from None
+    if not found:
+        raise _Unusable("metrics.jsonl: no validation")
+
+
+def _float(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _modulation(path: Path) -> Modulation | None:
+    if not path.exists():
+        return None
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            header, *rows = csv.reader(file)
+        table = np.array([[float(value) for value in row] for row in rows])
+        groups = tuple(name.removesuffix("/alpha") for name in header if name.endswith("/alpha"))
+        column = {name: table[:, index] for index, name in enumerate(header)}
+        alpha = np.stack([column[f"{group}/alpha"] for group in groups], axis=1)
+        beta = np.stack([column[f"{group}/beta"] for group in groups], axis=1)
+        return Modulation(column["step"], groups, alpha, beta)
+    except (ValueError, KeyError, IndexError, OSError):
+        raise _Unusable("modulation.csv cannot be read") from None

@@ -1,0 +1,54 @@
+import json
+
+import pytest
+from tests.bench.report.synthetic import change_json, write_run
+
+from metaadamw.bench.report.comparison import best_within, compare
+from metaadamw.bench.report.runs import read_runs
+
+
+def make(root, arm, metrics, seconds):
+    """A run on etth1 (lower is better) with these metrics after steps 10, 20, …"""
+    run = write_run(root, "etth1", arm, 0, protocol="paper")
+    lines = [
+        {"kind": "evaluation", "step": 10 * n, "epoch": n, "split": "validation"}
+        | {"loss": metric, "metric": metric}
+        for n, metric in enumerate(metrics, start=1)
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    spent = {"train": seconds - 1, "meta": 1, "evaluation": 5, "logging": 0, "total": seconds + 5}
+    change_json(
+        run / "summary.json", best_metric=min(metrics), steps=10 * len(metrics), seconds=spent
+    )
+
+
+def test_budgets_are_what_the_baselines_run_took(tmp_path):
+    make(tmp_path, "adamw", [3.0, 2.0], seconds=20)  # stopped after 20 steps, 1 s each
+    make(tmp_path, "metaadamw", [2.5, 1.9, 1.5, 1.0], seconds=80)  # 2 s a step
+    runs, left_out = read_runs([tmp_path])
+    assert left_out == []
+    gains = {
+        budget: compare(runs, "metaadamw", "adamw", budget)[0].gains[0]
+        for budget in ("whole run", "equal steps", "equal compute")
+    }
+    assert gains["whole run"] == pytest.approx(2.0 - 1.0)
+    assert gains["equal steps"] == pytest.approx(2.0 - 1.9)
+    assert gains["equal compute"] == pytest.approx(2.0 - 2.5)  # 20 s buy 10 steps: a loss
+    # The other way round, AdamW has stopped long before and keeps its best.
+    (back,) = compare(runs, "adamw", "metaadamw", "equal steps")
+    assert back.gains[0] == pytest.approx(1.0 - 2.0)
+
+
+def test_best_so_far_is_interpolated_and_never_gets_worse(tmp_path):
+    make(tmp_path, "adamw", [3.0, 2.0, 5.0], seconds=30)
+    ((run,), _) = read_runs([tmp_path])
+    found = [best_within(run, "step", limit) for limit in (9, 10, 15, 20, 30, 99)]
+    assert found == [None, 3.0, 2.5, 2.0, 2.0, 2.0]
+    assert best_within(run, "seconds", 15) == pytest.approx(2.5)
+
+
+def test_nothing_to_compare_before_the_first_evaluation(tmp_path):
+    make(tmp_path, "adamw", [3.0], seconds=10)
+    make(tmp_path, "metaadamw", [2.0], seconds=20)
+    runs, _ = read_runs([tmp_path])
+    assert compare(runs, "metaadamw", "adamw", "equal compute") == []

@@ -1,0 +1,113 @@
+from tests.bench.report.synthetic import TASKS, change_json, write_run
+
+from metaadamw.bench.report.claims import claims
+from metaadamw.bench.report.collection import Collection
+from metaadamw.bench.report.paper import PAPER
+from metaadamw.bench.report.runs import read_runs
+
+
+def judge(root):
+    runs, left_out = read_runs([root])
+    settings = dict.fromkeys(run.cell.setting for run in runs)
+    return claims(
+        [
+            Collection(setting, [r for r in runs if r.cell.setting == setting], left_out, ["runs"])
+            for setting in settings
+        ]
+    )
+
+
+def write(root, shifts, seeds=10, arms=("metaadamw", "adamw-tuned", "adamw")):
+    for task, shift in shifts.items():
+        for arm in arms:
+            for seed in range(seeds):
+                write_run(root, task, arm, seed, shift=shift if arm == "metaadamw" else 0.0)
+
+
+def test_claim_1_reached(tmp_path):
+    write(tmp_path, dict.fromkeys(PAPER, 1.0) | {"imdb": -1.0, "digits": -9.0})
+    (result,) = judge(tmp_path)[0].results
+    assert (result.setting, result.verdict) == ("clean protocol, small size", "reached")
+    assert result.detail == "better on 4, worse on 0, undecided on 1 of 5 tasks."
+    assert result.evidence[-1].startswith("not counted: digits: −")
+
+
+def test_claim_1_falls_with_one_task_lost(tmp_path):
+    write(tmp_path, dict.fromkeys(PAPER, 1.0) | {"imdb": -6.0})
+    (result,) = judge(tmp_path)[0].results
+    assert result.verdict == "not reached"
+    assert result.detail.startswith("better on 4, worse on 1")
+
+
+def test_claim_1_wants_all_seeds_tasks_and_no_failures(tmp_path):
+    write(tmp_path / "few", dict.fromkeys(PAPER, 2.0), seeds=9)
+    (result,) = judge(tmp_path / "few")[0].results
+    assert result.verdict == "not reached"
+    assert "Fewer than 10 common seeds on etth1" in result.detail
+
+    write(tmp_path / "missing", dict.fromkeys(list(PAPER)[:4], 2.0))
+    (result,) = judge(tmp_path / "missing")[0].results
+    assert result.verdict == "not reached"
+    assert "No common seeds on imdb" in result.detail
+
+    write(tmp_path / "failed", dict.fromkeys(PAPER, 2.0))
+    run = write_run(tmp_path / "failed", "imdb", "metaadamw", 10)
+    change_json(run / "summary.json", status="failed", error="boom")
+    (result,) = judge(tmp_path / "failed")[0].results
+    assert result.verdict == "not reached"
+    assert "Runs of metaadamw that failed or diverged: 1." in result.detail
+
+
+def test_claims_without_runs_have_no_data(tmp_path):
+    write_run(tmp_path, "etth1", "schedulefree", 0)
+    verdicts = judge(tmp_path)
+    assert [claim.claim[:2] for claim in verdicts] == ["1.", "2.", "3.", "4.", "5."]
+    assert [claim.results[0].verdict for claim in verdicts] == ["no data"] * 5
+
+
+def test_cut_runs_decide_nothing(tmp_path):
+    write_run(tmp_path, "etth1", "metaadamw", 0, max_steps=20)
+    assert {claim.results[0].verdict for claim in judge(tmp_path)} == {"no data"}
+
+
+def test_claim_3(tmp_path):
+    for task in PAPER:
+        for factor, adamw, metaadamw in ((0.25, 8, 3), (1, 0, 0.5), (4, 6, 1), (16, 20, 50)):
+            for arm, loss in (("adamw", adamw), ("metaadamw", metaadamw)):
+                # The common rate where a sweep puts it, the others elsewhere.
+                place = None if factor == 1 else f"rates/{task}/{arm}/{factor}"
+                run = write_run(tmp_path, task, arm, 0, lr=factor * 1e-3, place=place)
+                sign = 1 if TASKS[task][1] == "maximize" else -1
+                change_json(run / "summary.json", best_metric=100 - sign * loss)
+    (result,) = judge(tmp_path)[2].results
+    # From 100 to 100 ∓ 8 at most for AdamW, from 100 ∓ 0.5 to 100 ∓ 3: within a half.
+    assert (result.verdict, result.detail) == ("reached", "holds on 5 of 5 tasks.")
+    assert result.evidence[0] == (
+        "etth1: metaadamw loses up to 2.49 %, AdamW up to 8.00 % over learning rates "
+        "0.00025 … 0.004"
+    )
+
+
+def test_claim_4_counts_meta_updates_as_time(tmp_path):
+    write(tmp_path, dict.fromkeys(PAPER, 3.0))
+    (result,) = judge(tmp_path)[3].results
+    # 3.5 % more for a step, and on top of it a tenth for meta-updates.
+    assert result.verdict == "not reached"
+    for run in tmp_path.glob("clean-small/*/metaadamw/*"):
+        seconds = {"train": 0.1, "meta": 0.0, "evaluation": 0, "logging": 0, "total": 1}
+        change_json(run / "summary.json", seconds=seconds)
+    (result,) = judge(tmp_path)[3].results
+    assert result.verdict == "reached"
+
+
+def test_claim_5_is_about_full_size_and_the_papers_protocol(tmp_path):
+    for task, paper in PAPER.items():
+        run = write_run(tmp_path, task, "metaadamw", 0, protocol="paper", size="full")
+        sign = 1 if TASKS[task][1] == "maximize" else -1
+        change_json(run / "summary.json", best_metric=paper.metaadamw * (1 + sign * 0.01))
+    (result,) = judge(tmp_path)[4].results
+    assert (result.verdict, result.detail) == ("reached", "beyond on 5 of 5 tasks.")
+    assert "+1.00 %" in result.evidence[0]
+    change_json(run / "summary.json", best_metric=82.0)
+    (result,) = judge(tmp_path)[4].results
+    assert (result.verdict, result.detail) == ("not reached", "beyond on 4 of 5 tasks.")
