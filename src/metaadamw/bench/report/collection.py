@@ -11,7 +11,15 @@ from metaadamw.bench.report.comparison import Budget, Comparison, compare
 from metaadamw.bench.report.paper import PAPER
 from metaadamw.bench.report.runs import Cell, FinishedRun, LeftOut, Setting
 
-__all__ = ["BASELINE", "DEFAULT", "TUNED", "Collection", "arm_order", "mean_and_deviation"]
+__all__ = [
+    "BASELINE",
+    "DEFAULT",
+    "TUNED",
+    "Collection",
+    "arm_order",
+    "mean_and_deviation",
+    "task_order",
+]
 
 BASELINE = "adamw"
 TUNED = "adamw-tuned"

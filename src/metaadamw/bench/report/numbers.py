@@ -40,7 +40,9 @@ def spread(values: Iterable[float]) -> str:
 def percent(value: float) -> str:
     """A signed percentage, three digits."""
     digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
-    return f"{value:+.{digits}f} %".replace("-", "−")
+    written = f"{value:+.{digits}f}"
+    # What rounds to zero has no sign.
+    return f"{written if float(written) else written[1:]} %".replace("-", "−")
 
 
 def seconds(values: Iterable[float]) -> str:

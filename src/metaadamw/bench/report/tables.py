@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from statistics import fmean
 
 from metaadamw.bench.report import numbers
-from metaadamw.bench.report.collection import BASELINE, Collection
+from metaadamw.bench.report.collection import BASELINE, Collection, task_order
 from metaadamw.bench.report.commands import report_command, run_commands
 from metaadamw.bench.report.comparison import BUDGETS, Comparison
 from metaadamw.bench.report.document import Table, Text
@@ -30,8 +30,7 @@ def _rows(
     collection: Collection, columns: int, row: Callable[[str, str], Row]
 ) -> Iterator[Sequence[str | Text]]:
     """A heading a task, a row an arm; an arm without runs has a row where the paper has one."""
-    tasks = list(dict.fromkeys([*collection.tasks, *PAPER]))
-    for task in tasks:
+    for task in sorted({*collection.tasks, *PAPER}, key=task_order):
         arms = [
             arm
             for arm in dict.fromkeys([*collection.arms, *_ALWAYS])
@@ -330,7 +329,7 @@ def _gain_row(comparison: Comparison) -> Row:
 
 def fidelity(collection: Collection) -> Table | None:
     """AdamW's validation curve against the one the paper's authors published."""
-    header = ["task", "after", "n", "ours", "our range", "paper's authors", "within our range"]
+    header = ["task, after", "n", "ours", "our range", "paper's authors", "within our range"]
     rows: list[Row] = []
     for task, paper in PAPER.items():
         runs = collection.of(task, BASELINE)
@@ -339,11 +338,11 @@ def fidelity(collection: Collection) -> Table | None:
         rows.append([Text(f"{task}: {paper.metric}", "heading")] + [""] * (len(header) - 1))
         for when, theirs in zip(("epoch 1", "epoch 5", "best"), paper.curve, strict=True):
             ours = [value for run in runs if (value := _after(run, when)) is not None]
-            row: Row = ["", when, str(len(ours) or "")]
+            row: Row = [when, str(len(ours) or "")]
             row += [numbers.spread(ours), "", numbers.metric(theirs), ""]
             if ours:
-                row[4] = f"{numbers.metric(min(ours))} … {numbers.metric(max(ours))}"
-                row[6] = "yes" if min(ours) <= theirs <= max(ours) else "no"
+                row[3] = f"{numbers.metric(min(ours))} … {numbers.metric(max(ours))}"
+                row[5] = "yes" if min(ours) <= theirs <= max(ours) else "no"
             rows.append(row)
     if not rows:
         return None
@@ -353,7 +352,7 @@ def fidelity(collection: Collection) -> Table | None:
         rows=rows,
         note="Validation metric. Theirs is one seed (42).",
         commands=commands(collection, [r for r in collection.plain if r.cell.arm == BASELINE]),
-        paper_columns=frozenset({5}),
+        paper_columns=frozenset({4}),
     )
 
 
