@@ -38,7 +38,8 @@ class Goal:
             return "not measured"
         if round(value, 2) <= self.limit:
             return "reached"
-        return f"missed by {100 * (value / self.limit - 1):.0f} %"
+        excess = 100 * (value / self.limit - 1)
+        return f"missed by {excess:.{int(excess < 10)}f} %"
 
 
 def step_ratio(name: str) -> Number:
