@@ -98,3 +98,22 @@ def test_the_accelerators_way_gives_the_numbers_of_the_hosts(mode: Any) -> None:
         weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     # Counters are float32 there: 1 - beta2^t carries up to 6e-5 into each of 20 steps of lr 1e-2.
     torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=20 * 1e-2 * 6e-5)
+
+
+@pytest.mark.parametrize("mode", ["lookahead", "online"])
+def test_what_a_step_leaves_for_the_next_stays_in_place(mode: Any) -> None:
+    """A captured CUDA graph reads and writes the same memory at every replay."""
+    model, optimizer = make(
+        modulator=ModulatorConfig(init="xavier"), meta=MetaConfig(mode=mode), capturable=True
+    )
+    seen = set()
+    for index in range(6):
+        optimizer.zero_grad()
+        loss_fn(model, batch(index)).backward()
+        optimizer.step()
+        learner = optimizer._learning
+        kept = [learner.features, *optimizer.modulation, learner.device_steps]
+        kept += list(learner.last[:3]) if learner.last is not None else []
+        if index >= 2:  # the first two are the warm-up
+            seen.add(tuple(t.data_ptr() for t in kept if t is not None))
+    assert len(seen) == 1

@@ -77,7 +77,7 @@ def recorded(setting: str) -> tuple[Net, MetaAdamW, Recorder, list[dict[str, Any
 
 
 def test_nothing_is_read_back_while_recording(monkeypatch):
-    """Only references to device tensors are kept: reading one here would raise."""
+    """Only copies on the device are kept: reading one here would raise."""
     model, optimizer = make(**SETTINGS["lookahead"])
     recorder = Recorder(optimizer)
     train(model, optimizer, range(2))
@@ -88,7 +88,7 @@ def test_nothing_is_read_back_while_recording(monkeypatch):
 
     reads = ("item", "tolist", "cpu", "numpy", "to", "__bool__", "__float__", "__int__")
     with monkeypatch.context() as patch:
-        for name in (*reads, "clone"):
+        for name in reads:
             patch.setattr(Tensor, name, stall)
         recorder.record(loss, update)
         recorder.record()

@@ -70,9 +70,10 @@ def sequences(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return torch.randn(5, 6, 4, dtype=dtype), torch.randn(5, 2, dtype=dtype)
 
 
-@pytest.mark.parametrize("model", [Attention, Recurrent])
-def test_exact_where_there_is_a_second_derivative(model: type[nn.Module]) -> None:
+@pytest.mark.parametrize(("model", "hvp"), [(Attention, "auto"), (Recurrent, "exact")])
+def test_exact_where_there_is_a_second_derivative(model: type[nn.Module], hvp: str) -> None:
     case = Problem(
+        meta={"hvp": hvp},
         model=lambda: model().double(),
         groups=nn.Module.named_parameters,
         batch=lambda: sequences(torch.float64),
@@ -84,15 +85,32 @@ def test_exact_where_there_is_a_second_derivative(model: type[nn.Module]) -> Non
     assert_close(movement, expected, 1e-11)  # rounding, as in test_lookahead.py
 
 
-@pytest.mark.parametrize("model", [Attention, Recurrent])
-def test_exact_in_single_precision(model: type[nn.Module]) -> None:
+@pytest.mark.parametrize(("model", "hvp"), [(Attention, "auto"), (Recurrent, "exact")])
+def test_exact_in_single_precision(model: type[nn.Module], hvp: str) -> None:
     """Other kernels than in float64, fused ones where they exist."""
     case = Problem(
-        model=model, groups=nn.Module.named_parameters, batch=lambda: sequences(torch.float32)
+        meta={"hvp": hvp},
+        model=model,
+        groups=nn.Module.named_parameters,
+        batch=lambda: sequences(torch.float32),
     )
     update = case.update()
     assert update.applied
     assert update.hvp == "exact"
+
+
+def test_recurrent_networks_take_differences() -> None:
+    """Their second derivative exists, but costs several times as much."""
+    case = Problem(
+        model=lambda: Recurrent().double(),
+        groups=nn.Module.named_parameters,
+        batch=lambda: sequences(torch.float64),
+    )
+    expected = expected_movement(case.expected())
+    update, movement = case.movement()
+    assert update.hvp == "finite_difference"
+    for name, tensor in expected.items():
+        assert (movement[name] - tensor).norm() <= DIFFERENCES * tensor.norm() + 1e-12, name
 
 
 def kernel(hvp: str) -> Problem:

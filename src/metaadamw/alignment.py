@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from metaadamw.evaluation import once_differentiable, twice_differentiable
 from metaadamw.lookahead import Lookahead, Term
@@ -43,11 +43,15 @@ def alignment_term(
     Args:
         lookahead: the hypothetical step.
         batch2: B2.
-        hvp: the method; "auto" is exact where it exists, else central differences.
+        hvp: the method; "auto" is exact where it exists, else central differences. These also for
+            recurrent networks, whose second derivative costs several times as much.
 
     Raises:
         NoSecondDerivative: "exact" does not exist for this model.
     """
+    modules = lookahead.evaluation.model.modules()
+    if hvp == "auto" and any(isinstance(m, (nn.RNNBase, nn.RNNCellBase)) for m in modules):
+        hvp = "finite_difference"
     if hvp in ("auto", "exact"):
         try:
             return _exact(lookahead, batch2), "exact"

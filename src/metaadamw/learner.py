@@ -184,9 +184,16 @@ class Learner:
             products = self.layout.products(columns, pairs)
             if learns and self.last is not None:
                 self._learn_online(products, self.last)
-            self.features = self._finite(self._features(columns, products))
-            self.modulation = self.modulator(self.features)
-        return cast(Modulation, self.modulation)
+            features = self._finite(self._features(columns, products))
+            self.features = self._kept(self.features, features)
+            factors: Modulation = self.modulator(self.features)
+            old = self.modulation or (None,) * len(factors)
+            self.modulation = Modulation(*map(self._kept, old, factors))
+        return self.modulation
+
+    def _kept(self, old: Tensor | None, new: Tensor) -> Tensor:
+        """What the next step will read: for a CUDA graph always the same memory."""
+        return old.copy_(new) if self.capturable and old is not None else new
 
     def _finite(self, features: Tensor) -> Tensor:
         """A non-finite gradient must not reach the modulator: it sees the last features again."""
@@ -227,8 +234,13 @@ class Learner:
         if self.meta.mode == "online" and self.features is not None:
             moved = tuple(g is not None for token in tokens for g in token.grads)
             hyperparameters = tuple((*t.group["betas"], t.group["eps"]) for t in tokens)
+            old = self.last or (None, None, None)
             self.last = LastStep(
-                self.features, self._vector(rates), self._vector(decays), moved, hyperparameters
+                self.features,  # read before the next features are written
+                self._kept(old[1], self._vector(rates)),
+                self._kept(old[2], self._vector(decays)),
+                moved,
+                hyperparameters,
             )
 
     def _vector(self, numbers: Sequence[float | Tensor]) -> Tensor:

@@ -21,8 +21,8 @@ _META = ("total", "gradient_alignment", "loss_decrease", "generalization_gap")
 class Recorder:
     """Records what an optimizer does, step by step.
 
-    ``record`` only keeps references to small device tensors, [G] and [G, F]; they are read back
-    when something is written.
+    ``record`` only keeps copies of small device tensors, [G] and [G, F]; they are read back when
+    something is written.
 
     Args:
         optimizer: the optimizer to watch.
@@ -67,11 +67,11 @@ class Recorder:
             )
         modulation = self.optimizer.modulation
         self._steps.append(self.optimizer.steps)
-        # The optimizer makes new tensors at every refresh and never writes into old ones: no copy
-        # is needed.
-        self._alpha.append(modulation.alpha)
-        self._beta.append(modulation.beta)
-        self._features.append(self.optimizer.features)
+        features = self.optimizer.features
+        # Copies, because with capturable=True the next step writes into the same memory.
+        self._alpha.append(modulation.alpha.clone())
+        self._beta.append(modulation.beta.clone())
+        self._features.append(None if features is None else features.clone())
         self._losses.append(loss.detach() if isinstance(loss, Tensor) else loss)
         if update is not None:
             self._updates.append((self.optimizer.steps, update))
