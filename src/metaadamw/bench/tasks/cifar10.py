@@ -45,7 +45,9 @@ class _Shape:
 
 _SHAPES: dict[Size, _Shape] = {
     "full": _Shape(64, (2, 2, 2, 2), batch_size=128, epochs=20, lr=5e-4),
-    "small": _Shape(8, (1, 1, 1), batch_size=64, epochs=10, lr=4e-3, train=10_000),
+    # AdamW's validation accuracy after 10 epochs, seed 0: lr 5e-4 46.7 %, 2e-3 52.5 %, 8e-3
+    # 54.8 %. About 75 s a run.
+    "small": _Shape(8, (1, 1, 1), batch_size=64, epochs=10, lr=8e-3, train=10_000),
 }
 _PAPER_EPOCHS = {"adamw": 50, "metaadamw": 15}
 _PAPER_NOTES = (
@@ -55,7 +57,8 @@ _PAPER_NOTES = (
 )
 _SMALL_NOTES = (
     "small: a residual network of three stages with one block each, 8 to 32 channels, instead of "
-    "ResNet-18; the first 10,000 training images, batches of 64 instead of 128",
+    "ResNet-18; the first 10,000 training images, batches of 64 instead of 128; lr chosen for AdamW "
+    "on the meta-validation part among 5e-4, 2e-3 and 8e-3, seed 0",
 )
 
 

@@ -45,6 +45,8 @@ class _Shape:
 
 _SHAPES: dict[Size, _Shape] = {
     "full": _Shape(25_000, 256, embedding=32, width=64, epochs=10, lr=5e-4),
+    # AdamW's best validation accuracy in 10 epochs, seed 0: lr 5e-4 69.9 %, 2e-3 73.7 %, 8e-3
+    # 74.5 %, which then overfits. About 45 s a run.
     "small": _Shape(5_000, 100, embedding=16, width=32, epochs=10, lr=2e-3, train=10_000),
 }
 _PAPER_EPOCHS = {"adamw": 50, "metaadamw": 15}
@@ -56,7 +58,8 @@ _PAPER_NOTES = (
 )
 _SMALL_NOTES = (
     "small: 5,000 words instead of 25,000, reviews cut at 100 words instead of 256, embedding 16 "
-    "and width 32 instead of 32 and 64, the first 10,000 training reviews",
+    "and width 32 instead of 32 and 64, the first 10,000 training reviews; lr chosen for AdamW on "
+    "the meta-validation part among 5e-4, 2e-3 and 8e-3, seed 0",
 )
 
 

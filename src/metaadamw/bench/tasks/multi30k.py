@@ -46,7 +46,9 @@ class _Shape:
 
 _SHAPES: dict[Size, _Shape] = {
     "full": _Shape(10_000, 64, 256, 8, 4, batch_size=64, epochs=25, lr=5e-4),
-    "small": _Shape(2_000, 24, 64, 4, 2, batch_size=32, epochs=6, lr=1e-3, train=9_600),
+    # AdamW's validation perplexity after 6 epochs, seed 0: lr 5e-4 29.5, 2e-3 19.3, 8e-3 95.7.
+    # About 80 s a run.
+    "small": _Shape(2_000, 24, 64, 4, 2, batch_size=32, epochs=6, lr=2e-3, train=9_600),
 }
 _PAPER_EPOCHS = {"adamw": 50, "metaadamw": 25}
 _PAPER_NOTES = (
@@ -59,7 +61,8 @@ _PAPER_NOTES = (
 _SMALL_NOTES = (
     "small: 2,000 words a language instead of 10,000, sentences cut at 24 instead of 64, 2 layers "
     "of width 64 and 4 heads instead of 4 layers of width 256 and 8 heads, batches of 32 instead "
-    "of 64, the first 9,600 training pairs",
+    "of 64, the first 9,600 training pairs; lr chosen for AdamW on the meta-validation part among "
+    "5e-4, 2e-3 and 8e-3, seed 0",
 )
 
 

@@ -43,6 +43,8 @@ class _Shape:
 
 _SHAPES: dict[Size, _Shape] = {
     "full": _Shape(words=10_000, block=128, width=128, batch_size=64, epochs=15, lr=5e-4),
+    # AdamW's validation perplexity after 6 epochs, seed 0: lr 5e-4 47.1, 2e-3 43.1, 8e-3 51.3.
+    # About 80 s a run.
     "small": _Shape(
         words=2_000,
         block=64,
@@ -61,7 +63,8 @@ _PAPER_NOTES = (
 )
 _SMALL_NOTES = (
     "small: 2,000 words instead of 10,000, blocks of 64 instead of 128, width 64 instead of 128, "
-    "batches of 32 instead of 64, the first 6,400 training and 1,000 validation blocks",
+    "batches of 32 instead of 64, the first 6,400 training and 1,000 validation blocks; lr chosen "
+    "for AdamW on the meta-validation part among 5e-4, 2e-3 and 8e-3, seed 0",
 )
 
 
