@@ -57,8 +57,8 @@ _PAPER_NOTES = (
 )
 _SMALL_NOTES = (
     "small: a residual network of three stages with one block each, 8 to 32 channels, instead of "
-    "ResNet-18; the first 10,000 training images, batches of 64 instead of 128; lr chosen for AdamW "
-    "on the meta-validation part among 5e-4, 2e-3 and 8e-3, seed 0",
+    "ResNet-18; the first 10,000 training images, batches of 64 instead of 128; lr chosen for "
+    "AdamW on the meta-validation part among 5e-4, 2e-3 and 8e-3, seed 0",
 )
 
 
