@@ -33,6 +33,13 @@ gpu-bench: .venv/.bench   ## the same on CUDA
 	$(BIN)/python -m benchmarks.gpu $(ARGS)
 	$(BIN)/python -m benchmarks.report --page-only
 
+.PHONY: gpu-paper
+gpu-paper: .venv/.bench   ## the paper's five tasks, full size, all arms, on CUDA: runs and report into results/
+	$(PIP_INSTALL) --editable ".[peers]"
+	$(BIN)/metaadamw data fetch
+	$(BIN)/metaadamw sweep sweeps/paper.toml --out results/gpu $(ARGS); failed=$$?; \
+	$(BIN)/metaadamw report results/gpu --out results/gpu-report && exit $$failed
+
 clean:                ## remove .venv and everything built
 	rm -rf .venv site build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from metaadamw import __version__
+from metaadamw import MetaConfig, ModulatorConfig, __version__
 from metaadamw.bench.tasks import PreparedTask, Protocol, Size
 
 if TYPE_CHECKING:
@@ -130,6 +131,8 @@ def resolve(request: RunRequest, task: PreparedTask, arm: Arm, processes: int = 
         ablate(request.ablation, arm, settings, task.steps_per_epoch)
     for name, value in request.changes.items():
         _change(settings, name, value, arm)
+    if arm.modulated:
+        _check(settings)
     if settings.get("mean_alpha", 1.0) is None:
         raise ValueError(
             f"arm {arm.name} needs a finished run of {arm.matches} (--matched-to DIR) "
@@ -162,15 +165,22 @@ def resolve(request: RunRequest, task: PreparedTask, arm: Arm, processes: int = 
     )
 
 
+def _check(settings: Mapping[str, Any]) -> None:
+    """Let the library refuse what it does not take, before a run leaves any trace."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it comes again where the optimizer is made
+        ModulatorConfig(**settings["modulator"])
+        MetaConfig(**settings["meta"])
+
+
 def _change(settings: dict[str, Any], name: str, value: Any, arm: Arm) -> None:
-    """Set ``section.key`` or ``key``; the configurations check the value."""
-    *section, key = name.split(".")
-    place: Any = settings
-    for part in section:
-        place = place.get(part) if isinstance(place, dict) else None
-    if not isinstance(place, dict) or (not section and key not in settings):
-        known = ", ".join(
-            name if not isinstance(v, dict) else f"{name}.…" for name, v in settings.items()
+    """Set ``key`` or ``section.key``; what makes a value right is for the optimizer to say."""
+    section, _, key = name.rpartition(".")
+    place = settings.get(section) if section else settings
+    if not isinstance(place, dict) or key not in place or isinstance(place[key], dict):
+        known = [k for k, v in settings.items() if not isinstance(v, dict)]
+        known += [f"{s}.{k}" for s, v in settings.items() if isinstance(v, dict) for k in v]
+        raise ValueError(
+            f"arm {arm.name} has no setting {name!r}; it has: {', '.join(known) or 'none'}"
         )
-        raise ValueError(f"arm {arm.name} has no setting {name!r}; it has: {known or 'none'}")
     place[key] = value

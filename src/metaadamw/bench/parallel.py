@@ -100,7 +100,7 @@ class Workplace:
         if self.processes == 1:
             return batch, 1.0
         examples = len(batch[0])
-        rows = torch.arange(self.rank, examples, self.processes)
+        rows = torch.arange(examples)[self.rank :: self.processes]
         weight = len(rows) * self.processes / examples
         rows = rows if len(rows) else torch.zeros(1, dtype=torch.long)
         return tuple(tensor[rows] for tensor in batch), weight

@@ -103,10 +103,10 @@ class RunDirectory:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, self.path / name)
-        except BaseException:
+        except OSError as error:
             with suppress(OSError):
                 temporary.unlink()
-            raise
+            raise named(error, self.path / name) from error
 
 
 class Journal:
@@ -119,14 +119,17 @@ class Journal:
 
     def __init__(self, path: Path, length: int = 0) -> None:
         self._file = path.open("a", encoding="utf-8", buffering=1, newline="\n")
-        self._file.truncate(length)
+        try:
+            self._file.truncate(length)
+        except OSError as error:
+            raise named(error, path) from error
 
     def write(self, line: str) -> None:
         """Add a line."""
         try:
             self._file.write(line + "\n")
-        except OSError as error:  # a full disk: say where
-            raise OSError(error.errno, error.strerror, self._file.name) from error
+        except OSError as error:
+            raise named(error, Path(self._file.name)) from error
 
     def write_json(self, **entry: Any) -> None:
         """Add an object as a line."""
@@ -142,6 +145,11 @@ class Journal:
         """Close the file; what a full disk has not taken is lost."""
         with suppress(OSError):
             self._file.close()
+
+
+def named(error: OSError, path: Path) -> OSError:
+    """The error with the file that it is about; that a disk is full comes without."""
+    return OSError(error.errno, error.strerror, str(path))
 
 
 def finite(content: Any) -> Any:

@@ -131,8 +131,9 @@ def execute(
             request.device, bf16=request.precision == "bf16", threads=request.threads
         )
         with RunDirectory(directory).locked() if workplace.writes else nullcontext():
+            workplace.barrier()  # nobody looks before the lock is held,
             summary = finished_summary(directory, config)
-            workplace.barrier()
+            workplace.barrier()  # or after the run has begun to write
             return summary or _Run(task, arm, config, workplace, directory, options).complete()
 
 

@@ -116,10 +116,11 @@ class Job:
 
     @property
     def title(self) -> str:
-        """Task, arm and seed."""
+        """Task, arm, seed, and what is tuned."""
         request = self.request
         arm = request.arm if request.ablation is None else f"{request.arm}+{request.ablation}"
-        return f"{request.task}, {arm}, seed {request.seed}"
+        lr = "" if request.lr is None else f", lr {request.lr:g}, decay {request.weight_decay:g}"
+        return f"{request.task}, {arm}{lr}, seed {request.seed}"
 
     def command(self, data_dir: Path | None, *, keep_checkpoint: bool) -> list[str]:
         """The words after ``metaadamw``."""

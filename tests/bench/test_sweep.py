@@ -1,0 +1,175 @@
+"""Sweeps: the same summaries wherever runs are started, and nothing is done twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.bench.running import metaadamw, numbers, summary
+
+from metaadamw.bench import launch
+from metaadamw.bench.config import RunRequest
+from metaadamw.bench.places import run_place
+from metaadamw.bench.references import References, fill_in
+from metaadamw.bench.runs import RunOptions, execute
+from metaadamw.bench.sweep import Sweep, plan, read_sweep
+from metaadamw.bench.tasks import get_task
+
+QUIET = RunOptions(shown=False)
+SWEEP = Sweep(tasks=("digits",), arms=("adamw", "metaadamw-online"), seeds=(0, 1), max_steps=4)
+WORDS = ["--tasks", "digits", "--arms", "adamw,metaadamw-online", "--seeds", "0-1"]
+
+
+@pytest.fixture(scope="module")
+def one_after_another(tmp_path_factory):
+    root = tmp_path_factory.mktemp("sequence")
+    for request in SWEEP.requests("digits"):
+        execute(request, run_place(root, request), QUIET)
+    return found(root)
+
+
+def found(root: Path) -> dict[str, dict]:
+    """Runs by directory, without the wall time."""
+    return {
+        str(path.parent.relative_to(root)): numbers(path.parent, checkpoint=False)
+        for path in root.rglob("summary.json")
+    }
+
+
+@pytest.mark.parametrize("where", [["--jobs", 2], ["--ray", "local"]], ids=["jobs", "ray"])
+def test_runs_are_the_same_wherever_they_are_started(where, tmp_path, one_after_another):
+    if "--ray" in where:
+        pytest.importorskip("ray")
+    done = metaadamw("sweep", *WORDS, "--max-steps", 4, "--out", tmp_path, *where)
+    assert done.returncode == 0, done.stderr
+    assert found(tmp_path) == one_after_another
+    assert set(one_after_another) == {
+        f"clean-small/digits/{arm}/seed{seed}" for arm in SWEEP.arms for seed in (0, 1)
+    }
+    assert not list(tmp_path.rglob("checkpoint.pt"))
+    assert all(job.finished for job in plan(SWEEP, tmp_path, None).jobs.values())
+
+
+class Inside:
+    """Starts runs in this process, and notes in which order."""
+
+    def __init__(self, failing=()):
+        self.started, self.failing = [], failing
+
+    def __call__(self, words, threads):
+        future = launch.Future()
+        place = Path(words[words.index("--out") + 1])
+        self.started.append(place)
+        future.set_result("no luck" if place.name in self.failing else None)
+        return future
+
+
+def follow(jobs, start):
+    commands = {place: job.command(None, keep_checkpoint=False) for place, job in jobs.items()}
+    return {job.place: error for job, error in launch.run_all(jobs, commands, start)}
+
+
+def test_one_failing_run_does_not_stop_the_others(tmp_path):
+    jobs = plan(SWEEP, tmp_path, None).jobs
+    ended = follow(jobs, Inside(failing=("seed1",)))
+    assert list(ended.values()).count("no luck") == 2
+    assert set(ended) == set(jobs)
+
+
+def test_runs_wait_for_those_they_read(tmp_path):
+    sweep = Sweep(tasks=("digits",), arms=("adamw-matched", "adamw-tuned"), seeds=(0, 1))
+    jobs = plan(sweep, tmp_path, None).jobs
+    assert len(jobs) == 2 + 2 + 2 + 8  # with those of metaadamw, and the grid once
+    start = Inside()
+    follow(jobs, start)
+    for place, job in jobs.items():
+        for need in job.needs:
+            assert start.started.index(need) < start.started.index(place)
+
+
+def test_a_tuned_and_a_matched_arm_from_beginning_to_end(tmp_path, monkeypatch):
+    monkeypatch.setattr("metaadamw.bench.arms.TUNING_GRID", {})
+    monkeypatch.setattr(
+        "metaadamw.bench.references.TUNING_GRID", {"lr": (0.1, 1.0), "weight_decay": (0.01,)}
+    )
+    task = get_task("digits").prepare()
+    tuned = RunRequest(task="digits", arm="adamw-tuned", max_steps=12)
+    references = References(tuning=tmp_path / "tuning")
+    request = fill_in(tuned, references, QUIET, task)
+    assert (request.lr, request.weight_decay) == (0.01, 0.01)
+    tuning = json.loads((tmp_path / "tuning" / "tuning.json").read_text())
+    assert [point["lr"] for point in tuning["points"]] == [0.001, 0.01]
+    assert tuning["best"] == {"lr": 0.01, "weight_decay": 0.01}
+    assert tuning["points"][0]["best_metric"] < tuning["points"][1]["best_metric"]
+    grid_run = summary(tmp_path / "tuning" / "lr0.01-wd0.01")
+    assert (grid_run["arm"], grid_run["seed"]) == ("adamw", 1000)
+    with pytest.raises(ValueError, match="is what adamw-tuned is tuned on"):
+        fill_in(RunRequest(task="digits", arm="adamw-tuned", seed=1000), references, QUIET, task)
+
+    matched = RunRequest(task="digits", arm="adamw-matched-paper", max_steps=12)
+    references = References(tuning=tmp_path, matched_to=tmp_path / "paper")
+    with pytest.raises(ValueError, match="must hold a finished run of metaadamw-paper"):
+        fill_in(matched, references, QUIET, task)
+    paper = RunRequest(task="digits", arm="metaadamw-paper", max_steps=12)
+    mean_alpha = execute(paper, tmp_path / "paper", QUIET)["mean_alpha"]
+    filled = fill_in(matched, references, QUIET, task)
+    assert filled.changes == {"mean_alpha": mean_alpha}
+    execute(filled, tmp_path / "matched", QUIET)
+    config = json.loads((tmp_path / "matched" / "config.json").read_text())
+    assert config["lr"] == 0.01 * mean_alpha
+
+
+def test_a_run_that_is_done_is_not_repeated_and_another_is_not_overwritten(tmp_path):
+    request = RunRequest(task="digits", arm="adamw", max_steps=3)
+    first = execute(request, tmp_path, QUIET)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert execute(request, tmp_path, QUIET) == first
+    with pytest.raises(ValueError, match=r"holds a run with another seed \(0, now 1\)"):
+        execute(RunRequest(task="digits", arm="adamw", seed=1, max_steps=3), tmp_path, QUIET)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+
+
+def test_what_cannot_run_is_named_and_the_rest_planned(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    sweep = Sweep(
+        tasks=("digits", "etth1"),
+        arms=("adamw", "prodigy", "muon"),
+        ablations=("features-basic",),
+    )
+    planned = plan(sweep, tmp_path, tmp_path / "missing")
+    assert list(planned.jobs) == [run_place(tmp_path, RunRequest(task="digits", arm="adamw"))]
+    assert "does not exist" in planned.failed["etth1, 4 runs"]
+    assert "pip install 'metaadamw[peers]'" in planned.failed["digits, prodigy, seed 0"]
+    assert planned.skipped == [
+        "arm muon does not fit the model of digits",
+        "ablation features-basic changes nothing about metaadamw-paper here",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("tasks = [", "Invalid|Unclosed|Expected"),
+        ("taks = ['digits']", "'taks' is not one of tasks, arms"),
+        ("tasks = 'digits'", "tasks must be a list of str"),
+        ("seeds = ['a']", "seeds must be a list of int"),
+        ("seeds = [true]", "seeds must be a list of int"),
+        ("epochs = 1.5", "epochs must be int"),
+        ("size = ['small']", "size must be str"),
+    ],
+)
+def test_a_sweep_file_is_checked(text, message, tmp_path):
+    path = tmp_path / "sweep.toml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_sweep(path)
+
+
+SWEEPS = sorted((Path(__file__).parents[2] / "sweeps").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_the_sweeps_of_the_project_can_be_read(path):
+    sweep = Sweep(**read_sweep(path))
+    assert len(list(sweep.requests("etth1"))) >= 3
