@@ -23,6 +23,7 @@ __all__ = [
     "adamw_foreach",
     "adamw_fused",
     "adamw_plain",
+    "choose_path",
     "modulated_adamw",
     "update_direction",
 ]
@@ -246,6 +247,7 @@ def adamw_fused(
     )
 
 
+_FOREACH_DEVICES = ("cuda", "xpu", "mtia")
 _PATHS = {"plain": adamw_plain, "foreach": adamw_foreach, "fused": adamw_fused}
 
 
@@ -305,6 +307,15 @@ def adamw(
         )
         if half:
             torch._foreach_copy_(targets, params)
+
+
+def choose_path(params: Sequence[Tensor], *, foreach: bool | None, fused: bool | None) -> str:
+    """The path that the flags ask for; undecided, the one that ``torch.optim.AdamW`` would take."""
+    if fused:
+        return "fused"
+    if foreach is None:
+        foreach = all(p.device.type in _FOREACH_DEVICES for p in params)
+    return "foreach" if foreach else "plain"
 
 
 def modulated_adamw(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from metaadamw import checkpoint
-from metaadamw.adamw import modulated_adamw
+from metaadamw.adamw import choose_path, modulated_adamw
 from metaadamw.config import MetaConfig, ModulatorConfig, check_count
 from metaadamw.evaluation import LossFunction
 from metaadamw.learner import Learner
@@ -32,8 +32,6 @@ from metaadamw.validation import (
 )
 
 __all__ = ["MetaAdamW"]
-
-_FOREACH_DEVICES = ("cuda", "xpu", "mtia")
 
 
 class MetaAdamW(Optimizer):
@@ -286,21 +284,13 @@ class MetaAdamW(Optimizer):
         rates, decays = modulated_adamw(  # lines 4–7
             tokens,
             modulation,
-            self._path(params),
+            choose_path(params, foreach=self.defaults["foreach"], fused=self.defaults["fused"]),
             on_host=self._learning.on_host,
             eps_inside_sqrt=self._learning.eps_inside_sqrt,
             capturable=self.defaults["capturable"],
             decay_corrected_at=self._learning.decay_corrected_at,
         )
         self._learning.stepped(tokens, rates, decays)
-
-    def _path(self, params: Sequence[Tensor]) -> str:
-        if self.defaults["fused"]:
-            return "fused"
-        foreach = self.defaults["foreach"]
-        if foreach is None:
-            foreach = all(p.device.type in _FOREACH_DEVICES for p in params)
-        return "foreach" if foreach else "plain"
 
     # Meta-learning -------------------------------------------------------------------------------
 
