@@ -184,7 +184,7 @@ def prepared(**meta) -> tuple[Net, MetaAdamW]:
     return model, optimizer
 
 
-def refused(call: Callable, error, words: str, **meta) -> None:
+def assert_refused(call: Callable, error, words: str, **meta) -> None:
     model, optimizer = prepared(**meta)
     before = full_snapshot(model, optimizer)
     groups = optimizer.param_groups
@@ -220,7 +220,7 @@ ADDING: dict[str, Case] = {
 
 @pytest.mark.parametrize(("call", "error", "words"), ADDING.values(), ids=ADDING)
 def test_adding_groups(call, error, words):
-    refused(call, error, words)
+    assert_refused(call, error, words)
 
 
 def updating(**changes) -> Callable:
@@ -248,7 +248,9 @@ NEEDED = {
 )
 def test_missing_batches(objective, missing):
     meta = {"objective": objective, "gap_at": "theta_prime"}
-    refused(updating(**{missing: None}), ValueError, rf"{objective}.*missing: {missing}$", **meta)
+    assert_refused(
+        updating(**{missing: None}), ValueError, rf"{objective}.*missing: {missing}$", **meta
+    )
 
 
 @pytest.mark.parametrize("objective", NEEDED)
@@ -285,7 +287,7 @@ UPDATING: dict[str, Case] = {
 
 @pytest.mark.parametrize(("call", "error", "words"), UPDATING.values(), ids=UPDATING)
 def test_meta_updates(call, error, words):
-    refused(call, error, words)
+    assert_refused(call, error, words)
 
 
 @pytest.mark.parametrize("mode", ["online", "off"])

@@ -26,7 +26,7 @@ def moments(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Any
     return {n: optimizer.state[p] for n, p in model.named_parameters()}
 
 
-def continue_both(model, optimizer, other_model, other_optimizer) -> None:
+def assert_continue_alike(model, optimizer, other_model, other_optimizer) -> None:
     """Five more steps of each, with the same batches and the same random stream."""
     for run in ((model, optimizer), (other_model, other_optimizer)):
         torch.manual_seed(3)
@@ -48,7 +48,7 @@ def test_adamw_checkpoint_with_the_same_groups(path, mode):
     assert {g["lr"] for g in optimizer.param_groups} == {3e-2}  # the saved values win
     assert {g["betas"] for g in optimizer.param_groups} == {(0.8, 0.99)}
     assert optimizer.group_names == [g["name"] for g in fine_grained_groups(fresh)]
-    continue_both(model, adamw, fresh, optimizer)
+    assert_continue_alike(model, adamw, fresh, optimizer)
     assert_same(moments(optimizer, fresh), moments(adamw, model))
 
 
@@ -62,7 +62,7 @@ def test_adamw_checkpoint_is_regrouped_by_names(path):
     with pytest.warns(UserWarning, match="no learned part"):
         optimizer.load_state_dict(adamw.state_dict())
     assert len(optimizer.param_groups) > 1
-    continue_both(model, adamw, fresh, optimizer)
+    assert_continue_alike(model, adamw, fresh, optimizer)
     assert_same(moments(optimizer, fresh), moments(adamw, model))
 
 
@@ -84,7 +84,7 @@ def test_decay_and_no_decay_groups_are_split_by_names():
     with pytest.warns(UserWarning, match="no learned part"):
         optimizer.load_state_dict(adamw.state_dict())
     assert {g["weight_decay"] for g in optimizer.param_groups} == {0.3, 0.0}
-    continue_both(model, adamw, fresh, optimizer)
+    assert_continue_alike(model, adamw, fresh, optimizer)
 
 
 def test_names_decide_where_the_order_differs():
@@ -108,7 +108,7 @@ def test_back_to_adamw(path):
     fresh.load_state_dict(model.state_dict())
     adamw = torch.optim.AdamW(plain_groups(fresh), **path)
     adamw.load_state_dict(copy.deepcopy(optimizer.state_dict()))  # torch would share the moments
-    continue_both(model, optimizer, fresh, adamw)
+    assert_continue_alike(model, optimizer, fresh, adamw)
 
 
 @pytest.mark.parametrize("source", ["adamw", "distributed"])
@@ -217,7 +217,7 @@ OTHERS = {
 }  # fmt: skip
 
 
-def refused(state: Any, words: str | None, load: str = "load_state_dict") -> None:
+def assert_refused(state: Any, words: str | None, load: str = "load_state_dict") -> None:
     """``state`` raises ``ValueError`` with ``words`` and changes nothing at all."""
     model, optimizer = make(modulator=XAVIER, meta=ADAM)
     train(model, optimizer, range(4))
@@ -231,7 +231,7 @@ def refused(state: Any, words: str | None, load: str = "load_state_dict") -> Non
 
 @pytest.mark.parametrize(("state", "words"), OTHERS.values(), ids=OTHERS)
 def test_checkpoints_of_something_else_are_refused(state, words):
-    refused(state(), words)
+    assert_refused(state(), words)
 
 
 LEARNED_KEYS = list(make(modulator=XAVIER, meta=ADAM)[1].meta_state_dict())
@@ -250,7 +250,7 @@ def test_a_damaged_learned_part_is_refused(key, load):
             del damaged["metaadamw"][key]
         else:
             damaged["metaadamw"][key] = replacement
-        refused(damaged if load == "load_state_dict" else damaged["metaadamw"], None, load)
+        assert_refused(damaged if load == "load_state_dict" else damaged["metaadamw"], None, load)
 
 
 @pytest.mark.parametrize("key", ["held_features", "modulation", "last_step"])
@@ -306,10 +306,10 @@ DAMAGES = {
 
 @pytest.mark.parametrize(("change", "words"), DAMAGES.values(), ids=DAMAGES)
 def test_a_damaged_checkpoint_is_refused(change, words):
-    refused(damage(change), words)
+    assert_refused(damage(change), words)
 
 
 @pytest.mark.parametrize("state", [None, [], "x", {}, 3, {"version": 1}])
 def test_what_is_no_checkpoint_is_refused(state):
-    refused(state, None)
-    refused(state, None, "load_meta_state_dict")
+    assert_refused(state, None)
+    assert_refused(state, None, "load_meta_state_dict")
