@@ -167,21 +167,15 @@ class PreparedTask:
 
 @dataclass(frozen=True, kw_only=True)
 class PaperNumbers:
-    """What the paper and its authors' published curves report, one seed (42).
+    """What the paper reports, one seed (42).
 
     Attributes:
         adamw: best validation metric of AdamW (Table 2).
         metaadamw: best validation metric of MetaAdamW (Table 2).
-        epochs: epoch at which each run stopped, (AdamW, MetaAdamW).
-        seconds_per_epoch: on the authors' CPU, (AdamW, MetaAdamW).
-        curve: AdamW's validation metric after the epochs given as keys.
     """
 
     adamw: float
     metaadamw: float
-    epochs: tuple[int, int]
-    seconds_per_epoch: tuple[float, float]
-    curve: Mapping[int, float]
 
 
 @dataclass(frozen=True, kw_only=True)
