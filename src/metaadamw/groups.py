@@ -16,9 +16,6 @@ from metaadamw.config import check_choice
 
 __all__ = ["fine_grained_groups", "group_table"]
 
-PAPER_TYPES = ("embedding", "attention", "feed_forward", "layer_norm", "other")
-LAYER_TYPES = (*PAPER_TYPES[:-1], "convolution", "recurrent", "batch_norm", "other")
-DEPTH_BUCKETS = ("shallow", "middle", "deep")
 
 # Order matters: "attention.norm" is attention, as in the authors' code.
 _NAME_RULES: tuple[tuple[tuple[str, ...], str], ...] = (
