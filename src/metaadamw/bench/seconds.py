@@ -1,4 +1,4 @@
-"""Wall time by what it was spent on."""
+"""The time of a run by what it was spent on."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ __all__ = ["Seconds"]
 
 @dataclass
 class Seconds:
-    """Wall time of a run; ``optimizer_step`` is a part of ``train``, ``total`` holds everything.
+    """Seconds of a run; ``optimizer_step`` is a part of ``train``, ``total`` is its wall time.
 
     Attributes:
+        clock: what the parts are measured by.
         wait: called before every reading of the clock; waits for an accelerator to finish.
     """
 
@@ -24,18 +25,19 @@ class Seconds:
     evaluation: float = 0.0
     logging: float = 0.0
     total: float = 0.0
+    clock: Callable[[], float] = field(default=time.perf_counter, repr=False, compare=False)
     wait: Callable[[], None] = field(default=lambda: None, repr=False, compare=False)
 
     @contextmanager
     def spent_on(self, part: str) -> Iterator[None]:
         """Add the time inside the ``with`` block to ``part``."""
         self.wait()
-        start = time.perf_counter()
+        start = self.clock()
         try:
             yield
         finally:
             self.wait()
-            setattr(self, part, getattr(self, part) + time.perf_counter() - start)
+            setattr(self, part, getattr(self, part) + self.clock() - start)
 
     def as_dict(self) -> dict[str, float]:
         """The seconds by name."""

@@ -41,7 +41,7 @@ class Run:
         seed: the seed.
         losses: training loss of each step.
         evaluations: validation loss and metric before the first step, in between, after the last.
-        seconds: wall time by what it was spent on.
+        seconds: time by what it was spent on.
         groups: names of the modulated groups; empty if the optimizer modulates nothing.
         alpha: α of each step and group.
         beta: β of each step and group.
@@ -80,7 +80,7 @@ def train(
         on_step: called with the training loss after every step.
 
     Returns:
-        The run; the same arguments give the same numbers, apart from the wall time.
+        The run; the same arguments give the same numbers, apart from the time taken.
     """
     steps = STEPS if steps is None else steps
     if steps < 1:

@@ -40,7 +40,7 @@ class Trainer:
         self, task: PreparedTask, arm: Arm, config: RunConfig, workplace: Workplace
     ) -> None:
         self.task, self.config, self.workplace = task, config, workplace
-        self.seconds = Seconds(wait=workplace.wait)
+        self.seconds = Seconds(clock=workplace.clock, wait=workplace.wait)
         torch.manual_seed(self._seed("initialisation"))
         self.model = task.build_model().to(workplace.device)
         self.optimizer = arm.build(self.model, config)

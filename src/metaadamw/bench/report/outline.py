@@ -29,9 +29,9 @@ _METHOD = (
     "arm gets what the baseline's run of the same seed took, and both are read off the best "
     "validation metric so far, interpolated between evaluations. A run that stopped early keeps "
     "its best.",
-    "Compute is the wall time of training and meta-updates, spread evenly over the steps of a "
-    "run; evaluation and logging are not in it. The search that tuned a baseline is not in it "
-    "either.",
+    "Compute is the time of training and meta-updates, spread evenly over the steps of a run: "
+    "processor time on a CPU, where other runs beside it must not count, and wall time on an "
+    "accelerator. Evaluation, logging and the search that tuned a baseline are not in it.",
     "Intervals: 95 %, bias-corrected and accelerated bootstrap of the mean paired difference, "
     "9,999 resamples, fixed generator; with five seeds such intervals are known to be too narrow. "
     "Tests: two-sided paired t-test and Wilcoxon signed-rank test; Holm's correction over the "
