@@ -1,5 +1,6 @@
 """AdamW with learning rate and weight decay modulated per param group by a small Transformer."""
 
+from metaadamw.batches import NumberedBatches
 from metaadamw.config import MetaConfig, ModulatorConfig, paper_preset
 from metaadamw.groups import fine_grained_groups, group_table
 from metaadamw.meta_update import MetaUpdate
@@ -17,6 +18,7 @@ __all__ = [
     "MetaUpdate",
     "Modulation",
     "ModulatorConfig",
+    "NumberedBatches",
     "PriorityUncertaintyWeighting",
     "Recorder",
     "Schedule",

@@ -17,8 +17,8 @@ from metaadamw.bench.arms import Arm
 from metaadamw.bench.config import RunConfig
 from metaadamw.bench.parallel import Workplace
 from metaadamw.bench.seconds import Seconds
-from metaadamw.bench.streams import BatchOrder, stream_seed
 from metaadamw.bench.tasks import Batch, Means, PreparedTask
+from metaadamw.streams import BatchOrder, stream_seed
 
 __all__ = ["Trainer"]
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from metaadamw.bench.streams import BatchOrder, stream_seed
+from metaadamw.streams import BatchOrder, stream_seed
 
 
 def test_streams_seeds_and_places_differ():
