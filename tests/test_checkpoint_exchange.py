@@ -111,21 +111,52 @@ def test_back_to_adamw(path):
     assert_continue_alike(model, optimizer, fresh, adamw)
 
 
-@pytest.mark.parametrize("source", ["adamw", "distributed"])
-def test_only_a_checkpoint_without_learned_part_warns(source):
+def without_learned_part(saved: dict[str, Any]) -> None:
+    del saved["param_groups"][0]["metaadamw"]
+
+
+def with_that_of_a_fresh_optimizer(saved: dict[str, Any]) -> None:
+    """What is left by loading an AdamW checkpoint in part."""
+    saved["param_groups"][0]["metaadamw"] = make(modulator=XAVIER)[1].meta_state_dict()
+
+
+@pytest.mark.parametrize("lose", [without_learned_part, with_that_of_a_fresh_optimizer])
+def test_only_a_checkpoint_without_learned_part_warns(lose):
     model, optimizer = make(modulator=XAVIER)
     train(model, optimizer, range(3))
     saved = optimizer.state_dict()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         make(modulator=XAVIER)[1].load_state_dict(saved)
-    # Distributed checkpointing keeps only these two keys.
-    partial = {key: saved[key] for key in ("state", "param_groups")}
+        make(modulator=XAVIER)[1].load_state_dict(make(modulator=XAVIER)[1].state_dict())
+    partial = copy.deepcopy(saved)
+    lose(partial)
     _, other = make(modulator=XAVIER)
-    with pytest.warns(UserWarning, match="load_meta_state_dict"):
+    with pytest.warns(UserWarning, match="no learned part"):
         other.load_state_dict(partial)
-    other.load_meta_state_dict(saved["metaadamw"])
+    assert other.steps == 3
+    other.load_meta_state_dict(saved["param_groups"][0]["metaadamw"])
     assert_same(other.state_dict(), saved)
+
+
+def test_a_checkpoint_without_moments_warns():
+    """Distributed checkpointing fills what it is shown: of a fresh optimizer, no moments."""
+    model, optimizer = make()
+    train(model, optimizer, range(3))
+    saved = optimizer.state_dict()
+    saved["state"] = {}
+    with pytest.warns(UserWarning, match="no moments: give.*get_optimizer_state_dict"):
+        make()[1].load_state_dict(saved)
+
+
+def test_groups_of_another_metaadamw_can_be_used():
+    """Trainers rebuild optimizers so."""
+    model, optimizer = make()
+    train(model, optimizer, range(3))
+    groups = [dict(group) for group in reversed(optimizer.param_groups)]
+    rebuilt = MetaAdamW(groups, **optimizer.defaults)
+    train(model, rebuilt, range(3, 5))
+    assert ["metaadamw" in g for g in rebuilt.param_groups] == [True] + [False] * (len(groups) - 1)
 
 
 def test_the_learned_part_alone_is_copied_and_complete():
@@ -247,10 +278,14 @@ def test_a_damaged_learned_part_is_refused(key, load):
             continue  # what SGD saves
         damaged = copy.deepcopy(saved)
         if isinstance(replacement, str) and replacement == "missing":
-            del damaged["metaadamw"][key]
+            del damaged["param_groups"][0]["metaadamw"][key]
         else:
-            damaged["metaadamw"][key] = replacement
-        assert_refused(damaged if load == "load_state_dict" else damaged["metaadamw"], None, load)
+            damaged["param_groups"][0]["metaadamw"][key] = replacement
+        assert_refused(
+            damaged if load == "load_state_dict" else damaged["param_groups"][0]["metaadamw"],
+            None,
+            load,
+        )
 
 
 @pytest.mark.parametrize("key", ["held_features", "modulation", "last_step"])
@@ -262,7 +297,7 @@ def test_a_damaged_position_is_refused(key):
     before = full_snapshot(model, optimizer)
     for replacement in GARBAGE:
         damaged = copy.deepcopy(optimizer.state_dict())
-        damaged["metaadamw"][key] = replacement
+        damaged["param_groups"][0]["metaadamw"][key] = replacement
         with pytest.raises(ValueError, match=key):
             optimizer.load_state_dict(damaged)
         assert_same(full_snapshot(model, optimizer), before)
@@ -281,8 +316,8 @@ def without(key: str) -> Any:
 DAMAGES = {
     "no state": (without("state"), "state"),
     "no groups": (without("param_groups"), "param_groups"),
-    "version": (lambda s: s["metaadamw"].update(version=999), "version.*999"),
-    "learned part": (lambda s: s.update(metaadamw="x"), "metaadamw"),
+    "version": (lambda s: s["param_groups"][0]["metaadamw"].update(version=999), "version.*999"),
+    "learned part": (lambda s: s["param_groups"][0].update(metaadamw="x"), "metaadamw"),
     "lr": (lambda s: s["param_groups"][1].update(lr=-1.0), "lr.*-1.0"),
     "lr type": (lambda s: s["param_groups"][1].update(lr="0.1"), "lr.*0.1"),
     "betas": (lambda s: s["param_groups"][0].update(betas=(0.9, 1.5)), "betas.*1.5"),
@@ -298,7 +333,7 @@ DAMAGES = {
     "groups type": (lambda s: s.update(param_groups={"lr": 1.0}), "param_groups"),
     "group without params": (lambda s: s["param_groups"][0].pop("params"), "params"),
     "modulator dtype": (
-        lambda s: s["metaadamw"]["modulator"].update(output_bias=["a"]),
+        lambda s: s["param_groups"][0]["metaadamw"]["modulator"].update(output_bias=["a"]),
         "output_bias",
     ),
 }

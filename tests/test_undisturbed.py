@@ -326,7 +326,7 @@ def test_with_a_frozen_modulator_meta_updates_change_no_training_number(mode, hv
             if meta and optimizer.meta_update_due:
                 assert meta_update(model, optimizer, index, noisy_loss).applied
         end = results(model, optimizer)
-        learned = end["optimizer"].pop("metaadamw")
+        learned = end["optimizer"]["param_groups"][0].pop("metaadamw")
         end |= {"losses": losses, "modulator": learned["modulator"], "seen": learned["modulation"]}
         return end | {"random": torch.get_rng_state(), "features": learned["held_features"]}
 

@@ -9,21 +9,75 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metaadamw.groups import bare_name
 from metaadamw.state import moment_dtype
 from metaadamw.validation import check_hyperparameters
 
-__all__ = ["adapt_param_groups", "check_fits", "group_signature", "restore_moments"]
+__all__ = [
+    "adapt_param_groups",
+    "carrier",
+    "check_fits",
+    "group_signature",
+    "learned_part",
+    "restore_moments",
+    "steps_taken",
+]
 
-VERSION = 1
+VERSION = 2
 KEY = "metaadamw"
-"""The learned part's key in ``state_dict()``."""
+"""The learned part's key in the first param group of ``state_dict()``.
+
+Distributed checkpointing keeps ``state`` and ``param_groups`` of an optimizer and drops the rest;
+here the learned part travels with whatever carries the moments. Flattened, it asks the optimizer's
+own groups which keys to look for: the first of them has the key too, without a value.
+"""
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 _OWN_KEYS = (  # what this optimizer decides, whatever the checkpoint says
     *("name", "layer_type", "depth_bucket", "depth", "is_bias", "param_names"),
     *("foreach", "fused", "capturable", "maximize"),
 )
-_FOREIGN_KEYS = ("amsgrad", "differentiable", "decoupled_weight_decay")  # of torch.optim.AdamW
+_FOREIGN_KEYS = (KEY, "amsgrad", "differentiable", "decoupled_weight_decay")  # of torch's AdamW
+
+
+def carrier(param_groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The param group with which the learned part travels: the first that has parameters."""
+    return next(group for group in param_groups if group["params"])
+
+
+def learned_part(saved: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The learned part to take over, checked; None, and a warning, if there is none to be had.
+
+    Args:
+        saved: the result of ``adapt_param_groups``.
+        own: the learned part of the optimizer that is to take it over.
+    """
+    learned: dict[str, Any] | None = saved[KEY]
+    steps = steps_taken(saved)
+    if learned is not None:
+        check_fits(learned, own)
+        if learned["steps"] and not saved["state"]:
+            warnings.warn(
+                f"this checkpoint is one after {learned['steps']} steps, but has no moments: give "
+                "torch.distributed.checkpoint the result of get_optimizer_state_dict(), not the "
+                "optimizer",
+                stacklevel=3,
+            )
+        # Where a checkpoint has none, partial loading gives back what the fresh optimizer had.
+        if learned["steps"] or not steps:
+            return learned
+    warnings.warn(
+        "this checkpoint has no learned part: the moments are restored, the modulator stays as it "
+        "is. That is right for a checkpoint of torch.optim.AdamW and for no other",
+        stacklevel=3,
+    )
+    return None
+
+
+def steps_taken(saved: Mapping[str, Any]) -> int:
+    """Steps after which the moments in a checked ``saved`` were taken."""
+    entries = (saved["state"].get(i) for group in saved["param_groups"] for i in group["params"])
+    return int(max((float(entry["step"]) for entry in entries if entry), default=0.0))
 
 
 def group_signature(param_groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -31,7 +85,7 @@ def group_signature(param_groups: Sequence[Mapping[str, Any]]) -> list[dict[str,
     return [
         {
             "name": str(group["name"]),
-            "param_names": list(group.get("param_names", [])),
+            "param_names": [bare_name(name) for name in group.get("param_names", [])],
             "shapes": [list(p.shape) for p in group["params"]],
         }
         for group in param_groups
@@ -49,12 +103,12 @@ def check_fits(saved: Any, own: Mapping[str, Any]) -> None:
     if not isinstance(version, int) or version != VERSION:
         got = version if isinstance(saved, Mapping) else type(saved).__name__
         raise ValueError(
-            f"state_dict[{KEY!r}] must be the learned part of metaadamw, version {VERSION}, "
-            f"got {got!r}"
+            f"the learned part ({KEY!r} in a param group) must be one of version {VERSION}, got "
+            f"{got!r}"
         )
-    missing = [key for key in own if key not in saved and key not in _OPTIONAL]
+    missing = [key for key in own if key not in saved]
     if missing:
-        raise ValueError(f"state_dict[{KEY!r}] must have the key {missing[0]!r}")
+        raise ValueError(f"the learned part must have the key {missing[0]!r}")
     for key, what in (("features", "features"), ("architecture", "modulator")):
         if type(saved[key]) is not type(own[key]) or saved[key] != own[key]:
             raise ValueError(
@@ -62,30 +116,24 @@ def check_fits(saved: Any, own: Mapping[str, Any]) -> None:
                 "with the same ModulatorConfig"
             )
     _check_groups(saved["groups"], own["groups"])
-    for key in ("modulator", "raw_log_variances", "applied", "skipped"):
+    for key in ("modulator", "raw_log_variances", "applied", "skipped", *POSITION, "known"):
         _check_like(key, saved[key], own[key])
+    for key, flag in saved["known"].items():
+        if not isinstance(flag, bool):
+            raise ValueError(f"checkpoint: known.{key} must be True or False, got {flag!r}")
     for key in ("steps", "last_meta_step"):
         if not isinstance(saved[key], int) or saved[key] < 0:
-            raise ValueError(f"state_dict[{KEY!r}][{key!r}] must be a count, got {saved[key]!r}")
+            raise ValueError(f"checkpoint: {key} must be a count, got {saved[key]!r}")
     _check_meta_optimizer(saved, own)
-    groups, columns = len(own["groups"]), len(own["features"])
-    tensors = sum(len(group["shapes"]) for group in own["groups"])
-    row, matrix = torch.empty(groups), torch.empty(groups, columns)
-    if "held_features" in saved:
-        _check_like("held_features", saved["held_features"], matrix)
-    if "modulation" in saved:
-        _check_like("modulation", saved["modulation"], [row] * 4)
-    if "last_step" in saved:
-        numbers = [[0.0, 0.0, 0.0]] * groups
-        _check_like("last_step", saved["last_step"], [matrix, row, row, [True] * tensors, numbers])
 
 
-_OPTIONAL = ("held_features", "modulation", "last_step")
+POSITION = ("held_features", "modulation", "last_step")
+"""What is there only after a step, and zeros before: a checkpoint always has the same tensors."""
 
 
 def _check_groups(saved: Any, own: list[dict[str, Any]]) -> None:
     if not isinstance(saved, list) or not all(isinstance(group, dict) for group in saved):
-        raise ValueError(f"state_dict[{KEY!r}]['groups'] must be a list of dicts, got {saved!r}")
+        raise ValueError(f"checkpoint: groups must be a list of dicts, got {saved!r}")
     if saved == own:
         return
     names, ours = ([group.get("name") for group in groups] for groups in (saved, own))
@@ -116,7 +164,7 @@ def _check_like(where: str, saved: Any, own: Any) -> None:
 
 def _check_meta_optimizer(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     state = saved["meta_optimizer"]
-    if state == {}:  # SGD, or Adam before its first step
+    if state == {}:  # SGD
         return
     shapes = [*own["modulator"].values(), own["raw_log_variances"]]
     moments = [t for t in shapes if t.is_floating_point()]
@@ -154,13 +202,14 @@ def adapt_param_groups(
         own["param_names"] == saved["param_names"]
         for own, saved in zip(param_groups, saved_groups, strict=False)
     )
-    if sizes == saved_sizes and (same_names or KEY in state_dict):
+    learned = next((g[KEY] for g in saved_groups if g.get(KEY) is not None), None)
+    if sizes == saved_sizes and (same_names or learned is not None):
         # With a learned part its own signature tells whether the names agree.
         groups = [
             _merged(own, saved, saved["params"])
             for own, saved in zip(param_groups, saved_groups, strict=True)
         ]
-    elif KEY not in state_dict and named:
+    elif named and learned is None:
         groups = _regrouped(param_groups, saved_groups)
     else:
         raise ValueError(
@@ -174,7 +223,7 @@ def adapt_param_groups(
         except TypeError as error:
             raise ValueError(str(error)) from error
     _check_moments(state, groups, param_groups)
-    return {"state": state, "param_groups": groups}
+    return {"state": state, "param_groups": groups, KEY: learned}
 
 
 def _merged(
@@ -252,13 +301,3 @@ def restore_moments(
             state[param][key] = value
         step = torch.as_tensor(state[param]["step"], dtype=torch.float32)
         state[param]["step"] = step.clone()
-
-
-def warn_without_learned_part() -> None:
-    """Say aloud that a checkpoint brought moments but no modulator."""
-    warnings.warn(
-        "this checkpoint has no learned part (state_dict()['metaadamw']): the moments are "
-        "restored, the modulator stays as it is. That is right for a torch.optim.AdamW "
-        "checkpoint; after distributed checkpointing call load_meta_state_dict() as well",
-        stacklevel=3,
-    )

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from metaadamw.config import check_choice
 
-__all__ = ["fine_grained_groups", "group_table"]
+__all__ = ["bare_name", "fine_grained_groups", "group_table"]
 
+_WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 
 # Order matters: "attention.norm" is attention, as in the authors' code.
 _NAME_RULES: tuple[tuple[tuple[str, ...], str], ...] = (
@@ -62,6 +63,12 @@ def _depth_number(name: str, extended: bool) -> int | None:
 def is_bias(name: str, param: Tensor) -> bool:
     """Whether a parameter counts as a bias: one-dimensional, or so named."""
     return param.dim() == 1 or name.endswith("bias")
+
+
+def bare_name(name: str) -> str:
+    """The name without what DistributedDataParallel, ``torch.compile`` and the like add to it."""
+    parts = [part for part in name.split(".") if part not in _WRAPPERS]
+    return ".".join(parts[parts[0] == "module" :] if parts else parts)
 
 
 def normalized_depths(names: Iterable[str], *, extended: bool = True) -> list[float | None]:
@@ -114,8 +121,8 @@ def fine_grained_groups(
     check_choice("kinds", kinds, ("extended", "paper"))
     extended = kinds == "extended"
 
-    named = {id(p): (name, p) for name, p in model.named_parameters()}
-    modules = dict(model.named_modules())
+    named = {id(p): (bare_name(name), p) for name, p in model.named_parameters()}
+    modules = {bare_name(name): module for name, module in model.named_modules()}
     depths = dict(
         zip(
             named,

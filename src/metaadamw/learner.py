@@ -310,22 +310,31 @@ class Learner:
             "groups": checkpoint.group_signature(param_groups),
             "modulator": {k: v.detach().clone() for k, v in self.modulator.state_dict().items()},
             "raw_log_variances": self.weighting.raw_log_variances.detach().clone(),
-            "meta_optimizer": self.optimizer.state_dict(),
+            "meta_optimizer": self.optimizer.state_dict(self.learned),
             "steps": self.steps,
             "last_meta_step": self.last_meta_step,
             "applied": self.applied.clone(),
             "skipped": self.skipped.clone(),
         }
-        if self.features is not None:
-            state["held_features"] = self.features.clone()
-        if self.modulation is not None:
-            state["modulation"] = [factor.clone() for factor in self.modulation]
-        if self.last is not None:
-            features, rates, decays, moved, hyperparameters = self.last
-            state["last_step"] = [
-                *(features.clone(), rates.clone(), decays.clone()),
-                *(list(moved), [list(numbers) for numbers in hyperparameters]),
-            ]
+        # Distributed checkpointing fills the tensors it is shown, so a fresh optimizer shows all.
+        layout = self.layout
+        matrix, row = layout.zero.expand(len(layout.sizes), len(self.table)), layout.numel * 0
+        features = matrix if self.features is None else self.features
+        held, rates, decays, moved, numbers = self.last or LastStep(
+            *(matrix, row, row),
+            (False,) * len(layout.groups),
+            ((0.0, 0.0, 0.0),) * len(layout.sizes),
+        )
+        state["held_features"] = features.clone()
+        state["modulation"] = [factor.clone() for factor in self.last_modulation]
+        state["last_step"] = [
+            *(held.clone(), rates.clone(), decays.clone()),
+            *(list(moved), [list(entry) for entry in numbers]),
+        ]
+        known = self.features, self.modulation, self.last
+        state["known"] = {
+            key: value is not None for key, value in zip(checkpoint.POSITION, known, strict=True)
+        }
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -344,11 +353,11 @@ class Learner:
         self.applied.copy_(state["applied"])
         self.skipped.copy_(state["skipped"])
         self.features = self.modulation = self.last = None
-        if "held_features" in state:
+        if state["known"]["held_features"]:
             self.features = ours(state["held_features"])
-        if "modulation" in state:
+        if state["known"]["modulation"]:
             self.modulation = Modulation(*map(ours, state["modulation"]))
-        if "last_step" in state:
+        if state["known"]["last_step"]:
             features, rates, decays, moved, hyperparameters = state["last_step"]
             self.last = LastStep(
                 *(ours(features), ours(rates), ours(decays)),

@@ -71,10 +71,12 @@ class MetaOptimizer:
         torch._foreach_mul_(update, applied * self.lr / (1 - BETAS[0] ** t))
         torch._foreach_sub_(params, update)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Step count and moments, plain tensors; empty before the first Adam step."""
-        if self.step_count is None:
+    def state_dict(self, params: Sequence[Tensor]) -> dict[str, Any]:
+        """Step count and moments, plain tensors; empty for SGD."""
+        if self.kind == "sgd":
             return {}
+        self._prepare(params)
+        assert self.step_count is not None
         return {
             "step": self.step_count.clone(),
             "exp_avg": [m.clone() for m in self.exp_avgs],

@@ -135,6 +135,7 @@ class MetaAdamW(Optimizer):
             eps_inside_sqrt=eps_inside_sqrt,
             capturable=capturable,
         )
+        checkpoint.carrier(self.param_groups)[checkpoint.KEY] = None
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, a new token; all that was learned stays.
@@ -146,6 +147,7 @@ class MetaAdamW(Optimizer):
             params = param_group.get("params")
             if params is not None and not isinstance(params, (Tensor, set)):
                 param_group["params"] = list(params)  # a generator could be read only once
+            param_group.pop(checkpoint.KEY, None)  # groups of another MetaAdamW
             names = {str(group["name"]) for group in self.param_groups}
             check_param_group(param_group, self.defaults, len(self.param_groups), names)
             param_group.setdefault("name", free_name(len(self.param_groups), names))
@@ -367,11 +369,13 @@ class MetaAdamW(Optimizer):
         self._learning.load_state_dict(state)
 
     def state_dict(self) -> dict[str, Any]:
-        """Moments and groups as in every torch optimizer, the learned part under "metaadamw".
+        """Moments and groups as in every torch optimizer, the learned part in the first group.
 
         Only plain tensors, numbers and strings: ``torch.load(..., weights_only=True)`` reads it.
         """
-        return {**super().state_dict(), checkpoint.KEY: self.meta_state_dict()}
+        state_dict = super().state_dict()
+        checkpoint.carrier(state_dict["param_groups"])[checkpoint.KEY] = self.meta_state_dict()
+        return state_dict
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a checkpoint of this optimizer, or the moments of ``torch.optim.AdamW``.
@@ -380,17 +384,13 @@ class MetaAdamW(Optimizer):
             ValueError: the groups, features or shapes do not fit; nothing has changed then.
         """
         adapted = checkpoint.adapt_param_groups(state_dict, self.param_groups)
-        learned = state_dict.get(checkpoint.KEY)
-        if learned is not None:
-            checkpoint.check_fits(learned, self.meta_state_dict())
+        learned = checkpoint.learned_part(adapted, self.meta_state_dict())
         super().load_state_dict(adapted)
         checkpoint.restore_moments(cast(Any, self.state), adapted, self._params())
-        if learned is not None:
+        if learned is None:
+            self._learning.restart_from(checkpoint.steps_taken(adapted))
+        else:
             self._learning.load_state_dict(learned)
-            return
-        checkpoint.warn_without_learned_part()
-        steps = [float(state["step"]) for state in self.state.values() if "step" in state]
-        self._learning.restart_from(int(max(steps, default=0.0)))
 
     def __getstate__(self) -> dict[str, Any]:
         """As in torch, and the learned part, which ``deepcopy`` and ``pickle`` would drop."""
