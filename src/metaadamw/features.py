@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from metaadamw.config import ModulatorConfig
-from metaadamw.layout import Column, Layout, Pair, cosines
+from metaadamw.layout import ZEROS, Column, Layout, Pair, cosines
 from metaadamw.tokens import Token
 
 __all__ = ["FEATURE_TABLES", "Feature", "feature_table", "group_features"]
@@ -136,12 +136,14 @@ _PRODUCTS = {
     "exp_avg_norm": ("exp_avg", "exp_avg"),
     "param_norm": ("param", "param"),
     "exp_avg_sq_norm": ("exp_avg_sq", "exp_avg_sq"),
+    "grad_zeros": ("grad", ZEROS),
+    "exp_avg_zeros": ("exp_avg", ZEROS),
 }
-"""The inner product behind each statistic; the cosine needs those of its two norms as well."""
+"""The inner product or count behind each statistic; the cosine needs its two norms as well."""
 
 
 def needed_products(table: Sequence[Feature]) -> list[Pair]:
-    """The inner products that the columns are made of, and nothing else."""
+    """The inner products and counts that the columns are made of, and nothing else."""
     needed = {f.statistic for f in table}
     if "cosine" in needed:
         needed |= {"grad_norm", "exp_avg_norm"}
@@ -158,30 +160,18 @@ def tensor_columns(tokens: Sequence[Token]) -> dict[str, Column]:
     }
 
 
-def tensor_statistics(
-    columns: Mapping[str, Column],
-    products: Mapping[Pair, Tensor],
-    needed: set[str],
-    layout: Layout,
-) -> dict[str, Tensor]:
-    """The statistics of every tensor that the products give, and the ``needed`` shares; [P]."""
-    names = [n for n, pair in _PRODUCTS.items() if pair in products and n != "cosine"]
-    result = {}
+def tensor_statistics(products: Mapping[Pair, Tensor], needed: set[str]) -> dict[str, Tensor]:
+    """The statistics of every tensor that the products give; [P]."""
+    given = {name: pair for name, pair in _PRODUCTS.items() if pair in products}
+    result = {name: products[pair] for name, pair in given.items() if pair[1] == ZEROS}
+    names = [name for name, pair in given.items() if pair[0] == pair[1]]
     if names:
         roots = torch.stack([products[_PRODUCTS[name]] for name in names]).sqrt()
-        result = dict(zip(names, roots.unbind(0), strict=True))
+        result |= zip(names, roots.unbind(0), strict=True)
     if "cosine" in needed:
         result["cosine"] = cosines(
             products["grad", "exp_avg"], result["grad_norm"], result["exp_avg_norm"]
         )
-    for name, column in (("grad_zeros", "grad"), ("exp_avg_zeros", "exp_avg")):
-        if name in needed:
-            tensors, params = cast(Any, columns[column]), cast(Any, columns["param"])
-            zeros = (
-                torch.tensor(p.numel()) if t is None else (t == 0).sum()
-                for t, p in zip(tensors, params, strict=True)
-            )
-            result[name] = layout.stack([z.to(layout.zero) for z in zeros])
     return result
 
 
@@ -240,7 +230,6 @@ def time_feature(step: int | Tensor, total_steps: int | None, layout: Layout) ->
 
 @torch.no_grad()
 def group_features(
-    columns: Mapping[str, Column],
     products: Mapping[Pair, Tensor],
     table: Sequence[Feature],
     layout: Layout,
@@ -253,14 +242,13 @@ def group_features(
     gradients, moments and parameters are.
 
     Args:
-        columns: from ``tensor_columns``.
-        products: their ``needed_products``, from ``layout.products``.
+        products: the ``needed_products`` of ``tensor_columns``, from ``layout.products``.
         table: the features, from ``feature_table``.
         layout: the layout of the groups.
         step: the step t about to be taken, from 1.
         total_steps: T, if known.
     """
-    statistics = tensor_statistics(columns, products, {f.statistic for f in table}, layout)
+    statistics = tensor_statistics(products, {f.statistic for f in table})
     statistics |= {
         "log_numel": layout.log_numel,
         "bias_ratio": layout.bias_ratio,

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from metaadamw.distributed import Shards, is_distributed
 from metaadamw.groups import is_bias, normalized_depths
 from metaadamw.precision import full_precision
 
-__all__ = ["Column", "Layout", "Pair", "cosines", "flat"]
+__all__ = ["ZEROS", "Column", "Layout", "Pair", "cosines", "flat"]
 
 Column = Sequence[Tensor | None] | Callable[[int], Tensor | None]
 """P tensors, or a function that makes the one at a position."""
 
 Pair = tuple[str, str]
-"""Names of two columns whose tensors are multiplied."""
+"""Names of two columns whose tensors are multiplied; or of one and ``ZEROS``, which counts."""
+
+ZEROS = "zeros"
+"""Stands for the second column: how many entries of the first are 0."""
 
 
 class Layout:
@@ -44,6 +48,8 @@ class Layout:
             p.device == device and (torch.finfo(p.dtype).bits == 64) == (dtype == torch.float64)
             for p in params
         )
+        distributed = any(is_distributed(p) for p in params)
+        self.shards = Shards(params) if distributed else None
         self.group_of = torch.tensor(group_of, dtype=torch.long, device=device)
         # Sums and means over the tensors of a group are one small matrix product.
         membership = torch.zeros(len(counts), len(group_of), dtype=dtype)
@@ -92,6 +98,8 @@ class Layout:
     def products(self, columns: Mapping[str, Column], pairs: Sequence[Pair]) -> dict[Pair, Tensor]:
         """Inner products of the tensors of two columns, [P] for each pair; None counts as 0.
 
+        Tensors spread over processes are summed over all of them, for all pairs at once.
+
         Taken tensor by tensor, so that it is still in the cache for its next product. ``dot`` also
         serves for squared norms: on a CPU it runs at the memory's speed, ``norm`` does not.
 
@@ -99,20 +107,33 @@ class Layout:
             columns: lists of P tensors, or functions of the position.
             pairs: names of two columns each.
         """
-        names = list(dict.fromkeys(name for pair in pairs for name in pair))
+        names = list(dict.fromkeys(name for pair in pairs for name in pair if name != ZEROS))
         at = [c if callable(c := columns[name]) else c.__getitem__ for name in names]
-        sides = [(names.index(x), names.index(y)) for x, y in pairs]
+        sides = [(names.index(x), -1 if y == ZEROS else names.index(y)) for x, y in pairs]
         values = []
         for i in range(len(self.group_of)):
             vectors = [None if (t := column(i)) is None else flat(t) for column in at]
             for x, y in sides:
-                left, right = vectors[x], vectors[y]
-                missing = left is None or right is None
-                values.append(self.zero if missing else torch.dot(left, right))  # type: ignore[arg-type]
+                left, right = vectors[x], None if y < 0 else vectors[y]
+                if y < 0:
+                    values.append(self._zeros(left, columns, i))
+                elif left is None or right is None:
+                    values.append(self.zero)
+                else:
+                    values.append(torch.dot(left, right))
         if not pairs:
             return {}
-        rows = self.stack(values).view(-1, len(pairs)).T.unbind(0)
-        return dict(zip(pairs, rows, strict=True))
+        rows = self.stack(values).view(-1, len(pairs)).T
+        if self.shards is not None and self.shards.split:
+            rows = self.shards.sum(rows)
+        return dict(zip(pairs, rows.unbind(0), strict=True))
+
+    def _zeros(self, vector: Tensor | None, columns: Mapping[str, Column], i: int) -> Tensor:
+        """How many entries are 0: all of them where a gradient or moment is missing."""
+        if vector is not None:
+            return (vector == 0).sum().to(self.zero)
+        param = cast(Sequence[Tensor], columns["param"])[i]
+        return self.zero + param.numel()
 
     def group_products(self, columns: Mapping[str, Column], pairs: Sequence[Pair]) -> list[Tensor]:
         """Inner products of the groups' concatenated tensors, [G] for each pair."""

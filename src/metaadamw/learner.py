@@ -22,7 +22,7 @@ from metaadamw.features import (
     needed_products,
     tensor_columns,
 )
-from metaadamw.layout import Column, Layout, Pair
+from metaadamw.layout import Layout, Pair
 from metaadamw.meta_optimizer import MetaOptimizer
 from metaadamw.meta_update import MetaUpdate, TokensOf, check_batches, meta_gradient
 from metaadamw.modulator import Modulation, Modulator
@@ -153,16 +153,16 @@ class Learner:
         self._follow([token.group for token in tokens])
         columns = tensor_columns(tokens)
         with full_precision(self.layout.device):
-            return self._features(columns, self.layout.products(columns, self.products))
+            return self._features(self.layout.products(columns, self.products))
 
     def _follow(self, param_groups: Sequence[Mapping[str, Any]]) -> None:
         """Notice parameters that were exchanged in the groups."""
         if not self.layout.fits(param_groups):
             self.layout = Layout(param_groups, self.layout.device, self.layout.dtype)
 
-    def _features(self, columns: Mapping[str, Column], products: Mapping[Pair, Tensor]) -> Tensor:
+    def _features(self, products: Mapping[Pair, Tensor]) -> Tensor:
         step = self.device_steps + 1 if self.capturable else self.steps + 1
-        return group_features(columns, products, self.table, self.layout, step, self.total_steps)
+        return group_features(products, self.table, self.layout, step, self.total_steps)
 
     def modulate(self, tokens: Sequence[Token]) -> Modulation:
         """Lines 2–3 of Algorithm 1, every ``update_every`` steps; learns first in mode "online"."""
@@ -184,7 +184,7 @@ class Learner:
             products = self.layout.products(columns, pairs)
             if learns and self.last is not None:
                 self._learn_online(products, self.last)
-            features = self._finite(self._features(columns, products))
+            features = self._finite(self._features(products))
             self.features = self._kept(self.features, features)
             factors: Modulation = self.modulator(self.features)
             old = self.modulation or (None,) * len(factors)

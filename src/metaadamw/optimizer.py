@@ -276,7 +276,8 @@ class MetaAdamW(Optimizer):
         check_dense_gradients(params)
         if all(p.grad is None for p in params):
             return
-        only_state = not self.state and only_creates_state(self.param_groups)
+        shards = self._learning.layout.shards
+        only_state = not self.state and only_creates_state(self.param_groups, shards)
         on_device = self.defaults["capturable"] or self.defaults["fused"]
         create_state(self.param_groups, cast(Any, self.state), on_device=on_device)
         if only_state:

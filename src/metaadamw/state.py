@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metaadamw.distributed import Shards, local
+
 __all__ = ["create_state", "moment_dtype", "only_creates_state"]
 
 
@@ -42,14 +44,15 @@ def create_state(
             }
 
 
-def only_creates_state(param_groups: Sequence[Mapping[str, Any]]) -> bool:
+def only_creates_state(
+    param_groups: Sequence[Mapping[str, Any]], shards: Shards | None = None
+) -> bool:
     """Whether this is the step that distributed checkpointing takes for the sake of the state.
 
-    It has lr = 0 and zero gradients, and training must not see it.
+    It has lr = 0 and zero gradients, on all processes, and training must not see it.
     """
-    return all(float(group["lr"]) == 0.0 for group in param_groups) and not any(
-        bool(param.grad.any())
-        for group in param_groups
-        for param in group["params"]
-        if param.grad is not None
-    )
+    if any(float(group["lr"]) != 0.0 for group in param_groups):
+        return False
+    grads = [p.grad for group in param_groups for p in group["params"] if p.grad is not None]
+    nonzero = torch.tensor(float(any(bool(local(grad).any()) for grad in grads)))
+    return not (nonzero if shards is None else shards.total(nonzero))

@@ -1,6 +1,7 @@
 """The tensors behind one token: what the rooms see of a param group (Sec. 3.2).
 
-Complex parameters appear as their real view; a missing gradient or moment is ``None``.
+Complex parameters appear as their real view, distributed ones as this process's shard; a missing
+gradient or moment is ``None``.
 """
 
 from __future__ import annotations
@@ -12,12 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Token", "real_view"]
+from metaadamw.distributed import is_distributed, local, local_gradient
+
+__all__ = ["Token", "real_view", "view"]
 
 
 def real_view(tensor: Tensor) -> Tensor:
     """A complex tensor as pairs of reals, any other as it is."""
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def view(tensor: Tensor) -> Tensor:
+    """A tensor as the rooms see it: its local shard, as reals."""
+    return real_view(local(tensor))
 
 
 @dataclass
@@ -58,13 +66,16 @@ class Token:
         # .get, because indexing the defaultdict would create state for parameters that never had a
         # gradient.
         states = [state.get(p) or {} for p in params]
-        if any(p.is_complex() for p in params):
+        if any(p.is_complex() or is_distributed(p) for p in params):
             return cls(
                 group,
-                [real_view(p) for p in params],
-                [None if g is None else real_view(g) for g in grads],
-                [real_view(s["exp_avg"]) if s else None for s in states],
-                [real_view(s["exp_avg_sq"]) if s else None for s in states],
+                [view(p) for p in params],
+                [
+                    None if g is None else real_view(local_gradient(g, p))
+                    for g, p in zip(grads, params, strict=True)
+                ],
+                [view(s["exp_avg"]) if s else None for s in states],
+                [view(s["exp_avg_sq"]) if s else None for s in states],
                 [s.get("step") for s in states],
             )
         return cls(

@@ -1,0 +1,116 @@
+"""DDP and FSDP2 on one global batch take the same steps as a single process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.distributed.cases import Case, batch_of, build, data_shard, loss_fn, train
+from tests.distributed.processes import Processes
+
+SIZES = (1, 2, 4)
+
+
+def assert_like_one_process(ranks: list[dict[str, Any]], single: dict[str, Any]) -> None:
+    """α, β, parameters within float64 round-off of one process, and the same bits on all ranks."""
+    for result in ranks:
+        for key in ("modulation", "updates"):
+            torch.testing.assert_close(result[key], single[key], rtol=1e-9, atol=1e-9)
+        assert result["params"].keys() == single["params"].keys()
+        for name, param in single["params"].items():
+            torch.testing.assert_close(result["params"][name], param, rtol=1e-9, atol=1e-9)
+        assert torch.equal(result["modulation"], ranks[0]["modulation"])
+        for name, param in ranks[0]["params"].items():
+            assert torch.equal(result["params"][name], param)
+
+
+@pytest.mark.parametrize("features", ["basic", "enhanced", "scale_free"])
+@pytest.mark.parametrize("wrap", ["ddp", "fsdp"])
+def test_online(wrap: str, features: str, processes: Callable[[int], Processes]) -> None:
+    case = Case(modulator={"features": features})
+    single = train(case)
+    assert (single["modulation"][-1] - 1).abs().max() > 0.1  # it has learned something
+    for size in SIZES:
+        ranks = processes(size).run(train, replace(case, wrap=wrap))
+        assert_like_one_process(ranks, single)
+
+
+class Collectives(TorchDispatchMode):
+    """Notes every collective, with the number of elements of its first tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, int]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace in ("c10d", "_c10d_functional"):
+            first = args[0][0] if isinstance(args[0], (list, tuple)) else args[0]
+            self.seen.append((func.overloadpacket.__name__, first.numel()))
+        return func(*args, **(kwargs or {}))
+
+
+def communication(case: Case) -> tuple[list[tuple[str, int]], int]:
+    """The collectives of one step, and the number of tensors."""
+    model, optimizer = build(case)
+    for step in range(2):
+        loss_fn(model, batch_of(step, shard=data_shard(case))).backward()
+        with Collectives() as collectives:
+            optimizer.step()
+    return collectives.seen, len(list(model.parameters()))
+
+
+def test_one_all_reduce_a_step(processes: Callable[[int], Processes]) -> None:
+    for seen, tensors in processes(2).run(communication, Case(wrap="fsdp")):
+        # ⟨g,g⟩, ⟨g,m⟩, ⟨m,m⟩, ⟨θ,θ⟩, ⟨v,v⟩, and in online mode ⟨g,θ⟩ and the three with û
+        assert seen == [("allreduce_", 9 * tensors)]
+    for seen, _ in processes(2).run(communication, Case(wrap="ddp")):
+        assert seen == []
+
+
+def state_placements(case: Case) -> None:
+    """Moments lie as their parameters do, also in checkpoints."""
+    model, optimizer = build(case)
+    loss_fn(model, batch_of(0, shard=data_shard(case))).backward()
+    optimizer.step()
+    for param in model.parameters():
+        state = optimizer.state[param]
+        for moment in (state["exp_avg"], state["exp_avg_sq"]):
+            assert isinstance(moment, DTensor)
+            assert moment.placements == param.placements
+            assert moment.shape == param.shape
+        assert type(state["step"]) is torch.Tensor
+
+
+def test_moments_lie_as_their_parameters(processes: Callable[[int], Processes]) -> None:
+    processes(4).run(state_placements, Case(wrap="fsdp"))
+
+
+def resume(case: Case) -> None:
+    """Save and load in the middle, bit for bit."""
+    model, optimizer = build(case)
+    other_model, other = build(case)
+    shard = data_shard(case)
+    for step in range(6):
+        loss_fn(model, batch_of(step, shard=shard)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if step == 2:
+            other_model.load_state_dict(model.state_dict())
+            other.load_state_dict(optimizer.state_dict())
+        if step > 2:
+            loss_fn(other_model, batch_of(step, shard=shard)).backward()
+            other.step()
+            other.zero_grad()
+    for ours, theirs in zip(model.parameters(), other_model.parameters(), strict=True):
+        assert torch.equal(ours.to_local(), theirs.to_local())
+    assert torch.equal(optimizer.modulation.alpha, other.modulation.alpha)
+
+
+def test_state_dict_of_shards(processes: Callable[[int], Processes]) -> None:
+    processes(2).run(resume, Case(wrap="fsdp"))
