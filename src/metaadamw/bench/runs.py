@@ -40,7 +40,7 @@ from metaadamw.bench.trainer import Trainer
 __all__ = ["Diverged", "RunOptions", "execute", "finished_summary", "prepare"]
 
 # About so many training losses and rows of α and β are kept of a whole run.
-_ROWS = 500
+_ROWS = 100
 
 
 _FACTORS = ("alpha", "beta")
@@ -283,7 +283,7 @@ class _Run:
         self.sum_alpha = self.sum_alpha + alpha.cpu().double() @ self.shares
         if kept and MODULATION in self.journals:
             factors = torch.stack([alpha, beta], dim=1).flatten().tolist()
-            row = ",".join(map(str, (self.trainer.step, *factors)))
+            row = ",".join([str(self.trainer.step), *(f"{factor:.6g}" for factor in factors)])
             self.journals[MODULATION].write(row)
 
     def _meta_update(self) -> None:
