@@ -185,6 +185,17 @@ def test_cosine_ends_at_zero():
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-12)
 
 
+def test_metaadamw_follows_the_same_cosine():
+    frozen = {"meta.mode": "off"}
+    mine = trainer("metaadamw-cosine", epochs=2, changes=frozen)
+    adamw = trainer("adamw-cosine", epochs=2)
+    losses = [mine.train_step() for _ in range(7)]
+    assert losses == [adamw.train_step() for _ in range(7)]
+    resumed = trainer("metaadamw-cosine", epochs=2, changes=frozen)
+    resumed.load_state_dict(mine.state_dict())
+    assert [resumed.train_step() for _ in range(9)] == [adamw.train_step() for _ in range(9)]
+
+
 def test_matched_is_adamw_at_another_learning_rate():
     matched = config("adamw-matched", changes={"mean_alpha": 0.5})
     assert matched.lr == 0.005

@@ -17,8 +17,10 @@ from metaadamw.bench.sweep import Sweep, plan, read_sweep
 from metaadamw.bench.tasks import get_task
 
 QUIET = RunOptions(shown=False)
-SWEEP = Sweep(tasks=("digits",), arms=("adamw", "metaadamw-online"), seeds=(0, 1), max_steps=4)
-WORDS = ["--tasks", "digits", "--arms", "adamw,metaadamw-online", "--seeds", "0-1"]
+SWEEP = Sweep(
+    tasks=("digits",), arms=("adamw", "metaadamw-online"), seeds=(0, 1, 2, 3), max_steps=4
+)
+WORDS = ["--tasks", "digits", "--arms", "adamw,metaadamw-online", "--seeds", "0-3"]
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,7 @@ def test_runs_are_the_same_wherever_they_are_started(where, tmp_path, one_after_
     assert done.returncode == 0, done.stderr
     assert found(tmp_path) == one_after_another
     assert set(one_after_another) == {
-        f"clean-small/digits/{arm}/seed{seed}" for arm in SWEEP.arms for seed in (0, 1)
+        f"clean-small/digits/{arm}/seed{seed}" for arm in SWEEP.arms for seed in SWEEP.seeds
     }
     assert not list(tmp_path.rglob("checkpoint.pt"))
     assert all(job.finished for job in plan(SWEEP, tmp_path, None).jobs.values())
@@ -130,6 +132,17 @@ def test_a_run_that_is_done_is_not_repeated_and_another_is_not_overwritten(tmp_p
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
 
 
+def test_further_learning_rates(tmp_path):
+    arms = ("adamw", "adamw-tuned", "prodigy")
+    sweep = Sweep(tasks=("digits",), arms=arms, lr_factors=(0.25, 4.0))
+    jobs = plan(sweep, tmp_path, None).jobs
+    rate = get_task("digits").prepare().lr
+    place = tmp_path / "clean-small/digits"
+    found = {str(p.relative_to(place)): job.request.lr for p, job in jobs.items() if "+" in str(p)}
+    assert found == {"adamw+lr-x0.25/seed0": rate / 4, "adamw+lr-x4/seed0": rate * 4}
+    assert jobs[place / "adamw+lr-x4/seed0"].title == f"digits, adamw, lr {4 * rate:g}, seed 0"
+
+
 def test_what_cannot_run_is_named_and_the_rest_planned(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     sweep = Sweep(
@@ -157,6 +170,7 @@ def test_what_cannot_run_is_named_and_the_rest_planned(tmp_path, monkeypatch):
         ("seeds = [true]", "seeds must be a list of int"),
         ("epochs = 1.5", "epochs must be int"),
         ("size = ['small']", "size must be str"),
+        ("lr_factors = ['2']", "lr_factors must be a list of number"),
     ],
 )
 def test_a_sweep_file_is_checked(text, message, tmp_path):

@@ -62,6 +62,11 @@ class Arm:
     matches: str | None = None
     fits: Callable[[nn.Module], bool] = lambda model: True
 
+    @property
+    def chooses_lr(self) -> bool:
+        """Whether its learning rate is neither the task's nor one that is asked for."""
+        return not (self.lr is None and self.tunes is None and self.matches is None)
+
     def check_installed(self) -> None:
         """Raise ``ValueError`` if the arm needs something that is not installed."""
         package = self.requires
@@ -150,6 +155,14 @@ ARMS = {
             build=optimizers.adamw_cosine,
         ),
         Arm(
+            name="adamw-tuned-cosine",
+            title="AdamW, cosine, tuned",
+            description="adamw-cosine, tuned like adamw-tuned",
+            build=optimizers.adamw_cosine,
+            settings=_tuned,
+            tunes="adamw-cosine",
+        ),
+        Arm(
             name="adamw-matched",
             title="AdamW at MetaAdamW's mean α",
             description="AdamW, its learning rate times the mean α of the runs of metaadamw",
@@ -168,6 +181,14 @@ ARMS = {
             title="MetaAdamW, look-ahead",
             description="the library's defaults",
             build=optimizers.metaadamw,
+            settings=_metaadamw(MetaConfig()),
+            modulated=True,
+        ),
+        Arm(
+            name="metaadamw-cosine",
+            title="MetaAdamW, cosine",
+            description="metaadamw, its learning rate falling to zero along half a cosine",
+            build=optimizers.metaadamw_cosine,
             settings=_metaadamw(MetaConfig()),
             modulated=True,
         ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +20,7 @@ __all__ = [
     "adamw_cosine",
     "has_hidden_matrices",
     "metaadamw",
+    "metaadamw_cosine",
     "muon",
     "nadam",
     "prodigy",
@@ -83,15 +85,28 @@ def _adamw(params: Iterable[nn.Parameter], config: RunConfig) -> torch.optim.Ada
 def adamw_cosine(model: nn.Module, config: RunConfig) -> Stepper:
     """AdamW whose learning rate falls along half a cosine from lr to zero."""
     optimizer = _adamw(model.parameters(), config)
-    total = config.total_steps
-
-    def factor(step: int) -> float:
-        return 0.5 * (1 + math.cos(math.pi * min(step / total, 1)))
-
-    return Chain([optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)])
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_cosine, config.total_steps))
+    return Chain([optimizer, schedule])
 
 
-def metaadamw(model: nn.Module, config: RunConfig) -> Stepper:
+def _cosine(total: int, step: int) -> float:
+    return 0.5 * (1 + math.cos(math.pi * min(step / total, 1)))
+
+
+def metaadamw_cosine(model: nn.Module, config: RunConfig) -> Stepper:
+    """``metaadamw``, its learning rate as in ``adamw_cosine``."""
+    optimizer = metaadamw(model, config)
+
+    def follow(*_: Any) -> None:
+        # From the step alone: nothing that a checkpoint would have to hold.
+        for group in optimizer.param_groups:
+            group["lr"] = config.lr * _cosine(config.total_steps, optimizer.steps)
+
+    optimizer.register_step_pre_hook(follow)
+    return optimizer
+
+
+def metaadamw(model: nn.Module, config: RunConfig) -> MetaAdamW:
     """``MetaAdamW`` as ``config.arm_settings`` says."""
     settings = config.arm_settings
     grouping = settings["grouping"]

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from metaadamw.bench.config import RunRequest
+if TYPE_CHECKING:
+    from metaadamw.bench.config import RunRequest
 
-__all__ = ["arm_place", "run_place"]
+__all__ = ["RATE", "arm_place", "run_place"]
+
+RATE = "lr-x"
+"""Begins the name of an arm's variant with another learning rate, in units of the task's."""
 
 
-def arm_place(root: Path, request: RunRequest) -> Path:
-    """The directory of an arm: ``ROOT/<protocol>-<size>/<task>/<arm>[+ablation]``."""
-    arm = request.arm if request.ablation is None else f"{request.arm}+{request.ablation}"
+def arm_place(root: Path, request: RunRequest, variant: str | None = None) -> Path:
+    """The directory of an arm: ``ROOT/<protocol>-<size>/<task>/<arm>[+variant]``.
+
+    The variant is by default the request's ablation.
+    """
+    variant = variant or request.ablation
+    arm = request.arm if variant is None else f"{request.arm}+{variant}"
     return root / f"{request.protocol}-{request.size}" / request.task / arm
 
 
-def run_place(root: Path, request: RunRequest) -> Path:
+def run_place(root: Path, request: RunRequest, variant: str | None = None) -> Path:
     """The directory of a run: that of its arm, and the seed."""
-    return arm_place(root, request) / f"seed{request.seed}"
+    return arm_place(root, request, variant) / f"seed{request.seed}"

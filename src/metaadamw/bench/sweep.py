@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from metaadamw.bench.arms import get_arm
 from metaadamw.bench.config import DoesNotFit, Precision, RunRequest, resolve
 from metaadamw.bench.data import DataError
-from metaadamw.bench.places import arm_place, run_place
+from metaadamw.bench.places import RATE, arm_place, run_place
 from metaadamw.bench.references import References, fill_in, grid
 from metaadamw.bench.runs import RunOptions, finished_summary, prepare
 from metaadamw.bench.tasks import PreparedTask, Protocol, Size
@@ -30,6 +31,8 @@ class Sweep:
 
     Attributes:
         ablation_arm: the arm that the ablations change, in addition to running as it is.
+        lr_factors: learning rates in units of the task's, with which the arms run besides; arms
+            that choose their own do not.
 
     The others are those of ``RunRequest``, several where that makes sense.
     """
@@ -39,6 +42,7 @@ class Sweep:
     seeds: tuple[int, ...] = (0,)
     ablations: tuple[str, ...] = ()
     ablation_arm: str = "metaadamw-paper"
+    lr_factors: tuple[float, ...] = ()
     protocol: Protocol = "clean"
     size: Size = "small"
     epochs: int | None = None
@@ -87,13 +91,19 @@ def read_sweep(path: Path) -> dict[str, Any]:
         if isinstance(value, list) != (name in _LISTS) or not all(
             isinstance(entry, kind) and not isinstance(entry, bool) for entry in entries
         ):
-            wanted = f"a list of {kind.__name__}" if name in _LISTS else kind.__name__
+            word = "number" if isinstance(kind, tuple) else kind.__name__
+            wanted = f"a list of {word}" if name in _LISTS else word
             raise ValueError(f"{path}: {name} must be {wanted}, got {value!r}")
     return {name: tuple(v) if isinstance(v, list) else v for name, v in found.items()}
 
 
-_LISTS = ("tasks", "arms", "seeds", "ablations")
-_KINDS = {"int": int, "int | None": int, "tuple[int, ...]": int}
+_LISTS = ("tasks", "arms", "seeds", "ablations", "lr_factors")
+_KINDS: dict[str, Any] = {
+    "int": int,
+    "int | None": int,
+    "tuple[int, ...]": int,
+    "tuple[float, ...]": (int, float),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,8 +129,9 @@ class Job:
         """Task, arm, seed, and what is tuned."""
         request = self.request
         arm = request.arm if request.ablation is None else f"{request.arm}+{request.ablation}"
-        lr = "" if request.lr is None else f", lr {request.lr:g}, decay {request.weight_decay:g}"
-        return f"{request.task}, {arm}{lr}, seed {request.seed}"
+        lr = "" if request.lr is None else f", lr {request.lr:g}"
+        decay = "" if request.weight_decay is None else f", decay {request.weight_decay:g}"
+        return f"{request.task}, {arm}{lr}{decay}, seed {request.seed}"
 
     def command(self, data_dir: Path | None, *, keep_checkpoint: bool) -> list[str]:
         """The words after ``metaadamw``."""
@@ -174,6 +185,10 @@ def plan(sweep: Sweep, root: Path, data_dir: Path | None) -> Plan:
             except ValueError as error:
                 job = Job(request=request, place=run_place(root, request))
                 result.failed[job.title] = str(error)
+        for request, factor in product(requests, sweep.lr_factors):
+            if request.ablation is None and not get_arm(request.arm).chooses_lr:
+                other = replace(request, lr=float(f"{factor * task.lr:.6g}"))
+                _add_job(result, other, run_place(root, other, f"{RATE}{factor:g}"), task)
     return result
 
 

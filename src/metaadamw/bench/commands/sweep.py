@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,6 +61,12 @@ def sweep(
     ablation_arm: Annotated[
         str | None, typer.Option(help="The arm they change. [default: metaadamw-paper]")
     ] = None,
+    lr_factors: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Further learning rates of the arms, in units of the task's, separated by commas."
+        ),
+    ] = None,
     out: Annotated[
         Path,
         typer.Option(
@@ -112,6 +119,7 @@ def sweep(
         "seeds": _seeds(seeds),
         "ablations": _names(ablations, list(ABLATIONS)),
         "ablation_arm": ablation_arm,
+        "lr_factors": _factors(lr_factors),
         "protocol": protocol and protocol.value,
         "size": size and size.value,
         "epochs": epochs,
@@ -192,6 +200,16 @@ def _seeds(values: list[str] | None) -> tuple[int, ...] | None:
     return tuple(found)
 
 
+def _factors(values: list[str] | None) -> tuple[float, ...] | None:
+    names = split_names(values)
+    if names is None:
+        return None
+    try:
+        return tuple(float(name) for name in names)
+    except ValueError:
+        raise typer.BadParameter(f"{','.join(names)!r} are not numbers") from None
+
+
 def _check(given: dict[str, Any]) -> None:
     """Refuse unknown names wherever they come from, and sort out doubles."""
     names = {"tasks": task_names(), "arms": list(ARMS), "ablations": list(ABLATIONS)}
@@ -200,6 +218,10 @@ def _check(given: dict[str, Any]) -> None:
         given[name] = tuple(known) if values == ("all",) else tuple(dict.fromkeys(values))
         check_names(given[name], known)
     given["seeds"] = tuple(dict.fromkeys(given.get("seeds", (0,))))
+    given["lr_factors"] = tuple(dict.fromkeys(given.get("lr_factors", ())))
+    for factor in given["lr_factors"]:
+        if not 0 < factor < math.inf or factor == 1:
+            raise typer.BadParameter(f"lr_factors must be above 0 and not 1, got {factor:g}")
     check_names([given.get("protocol", "clean")], [p.value for p in Protocols])
     check_names([given.get("size", "small")], [s.value for s in Sizes])
     check_names([given.get("precision", "fp32")], [p.value for p in Precisions])

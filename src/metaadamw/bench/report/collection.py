@@ -26,7 +26,10 @@ TUNED = "adamw-tuned"
 DEFAULT = "metaadamw"
 
 # What a reader compares first stands first; other arms follow by name.
-_FIRST = (DEFAULT, "metaadamw-online", "metaadamw-paper", BASELINE, TUNED, "adamw-cosine")
+_FIRST = (
+    *(DEFAULT, "metaadamw-cosine", "metaadamw-online", "metaadamw-paper"),
+    *(BASELINE, TUNED, "adamw-cosine", "adamw-tuned-cosine"),
+)
 
 # What other authors propose, or what tells learning from chance: to be beaten.
 _CONTROLS = ("metaadamw-paper", "metaadamw-as-run", "metaadamw-random")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from shlex import join
 
+from metaadamw.bench.places import RATE
 from metaadamw.bench.report.collection import arm_order, task_order
 from metaadamw.bench.report.runs import FinishedRun
 
@@ -20,15 +21,18 @@ def run_commands(runs: Iterable[FinishedRun]) -> Iterator[str]:
     """The commands that make these runs: sweeps, and single runs for what no sweep places."""
     plain: dict[str, list[FinishedRun]] = {}
     ablated: dict[tuple[str, str], list[FinishedRun]] = {}
+    rates: dict[str, list[FinishedRun]] = {}
     single = []
     for run in runs:
         if run.sweep is None:
             single.append(run)
         elif run.cell.ablation is None:
             plain.setdefault(run.sweep, []).append(run)
+        elif run.is_rate_variant:
+            rates.setdefault(run.sweep, []).append(run)
         else:
             ablated.setdefault((run.sweep, run.cell.arm), []).append(run)
-    for sweep, own in plain.items():
+    for sweep, own in (*plain.items(), *rates.items()):
         yield _sweep(own, sweep, arms=sorted({run.cell.arm for run in own}, key=arm_order))
     for (sweep, arm), own in ablated.items():
         yield _sweep(own, sweep, arms=[arm], ablation_arm=arm)
@@ -53,7 +57,9 @@ def _sweep(
     runs: Sequence[FinishedRun], root: str, *, arms: Sequence[str], ablation_arm: str | None = None
 ) -> str:
     setting = runs[0].cell.setting
-    ablations = sorted({run.cell.ablation for run in runs if run.cell.ablation})
+    variants = sorted({run.cell.ablation for run in runs if run.cell.ablation})
+    factors = [name.removeprefix(RATE) for name in variants if name.startswith(RATE)]
+    ablations = [name for name in variants if not name.startswith(RATE)]
     return _with_options(
         ["metaadamw", "sweep"],
         {
@@ -61,6 +67,7 @@ def _sweep(
             "--arms": ",".join(arms),
             "--ablations": ",".join(ablations) or None,
             "--ablation-arm": ablation_arm,
+            "--lr-factors": ",".join(sorted(factors, key=float)) or None,
             "--seeds": _ranges(sorted({run.seed for run in runs})),
             "--protocol": setting.protocol,
             "--size": setting.size,

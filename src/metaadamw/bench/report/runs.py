@@ -14,6 +14,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from metaadamw.bench.places import RATE as SWEPT_RATE
+
 __all__ = [
     "RATE",
     "Cell",
@@ -132,7 +134,7 @@ class FinishedRun:
     @property
     def is_rate_variant(self) -> bool:
         """Whether it differs from the other runs of its arm in its learning rate."""
-        return (self.cell.ablation or "").startswith(RATE)
+        return (self.cell.ablation or "").startswith((RATE, SWEPT_RATE))
 
     @property
     def compute(self) -> float:
@@ -234,9 +236,10 @@ def _read(directory: Path, path: str) -> FinishedRun:
     setting = Setting(
         _get(config, "protocol", str), _get(config, "size", str), config.get("max_steps")
     )
-    cell = Cell(
-        setting, _get(config, "task", str), _get(config, "arm", str), config.get("ablation")
-    )
+    arm = _get(config, "arm", str)
+    variant = directory.parent.name.removeprefix(f"{arm}+")
+    ablation = variant if variant.startswith(SWEPT_RATE) else config.get("ablation")
+    cell = Cell(setting, _get(config, "task", str), arm, ablation)
     summary = _json(directory / "summary.json")
     for name in ("task", "arm", "seed", "protocol", "size"):
         if summary.get(name) != config.get(name):
