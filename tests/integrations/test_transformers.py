@@ -1,0 +1,250 @@
+"""The real Trainer on a small GPT-2 and BERT; what is compared is compared to the last bit."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from metaadamw import MetaAdamW, MetaConfig, ModulatorConfig
+from metaadamw.integrations.transformers import MetaAdamWCallback, fine_grained
+from tests.integrations.killed_trainer import EXAMPLE, train
+from tests.training import assert_same
+
+EXAMPLES = runpy.run_path(str(EXAMPLE))
+ONLINE = MetaConfig(mode="online", lr=1e-2)
+LOOKAHEAD = MetaConfig(every=2, lr=1e-2, optimizer="adam")
+OFF = MetaConfig(mode="off")
+
+
+@pytest.fixture(scope="module")
+def data() -> tuple[Any, Any]:
+    train_set, _, validation = EXAMPLES["load"]("gpt2")
+    return train_set[:100], validation[:20]
+
+
+def make(
+    output: Path, data: Any, *, optimizer: Any = None, kind: type[Trainer] = Trainer, **arguments
+) -> Trainer:
+    """A stock Trainer: clipping, accumulation, weight decay and a linear schedule are on."""
+    torch.manual_seed(3)
+    settings: dict[str, Any] = {
+        "max_steps": 6,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "weight_decay": 0.1,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+    }
+    model = EXAMPLES["build_model"]("gpt2")
+    return kind(
+        model,
+        TrainingArguments(str(output), **{**settings, **arguments}),
+        train_dataset=data[0],
+        eval_dataset=data[1],
+        optimizer_cls_and_kwargs=optimizer(model) if callable(optimizer) else optimizer,
+    )
+
+
+def plain(meta: MetaConfig, **options: Any) -> tuple[type[MetaAdamW], dict[str, Any]]:
+    return MetaAdamW, {"lr": 1e-2, "meta": meta, **options}
+
+
+def inner(trainer: Trainer) -> MetaAdamW:
+    return trainer.optimizer.optimizer
+
+
+def losses(trainer: Trainer) -> list[dict[str, float]]:
+    return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+def outcome(trainer: Trainer) -> Any:
+    return losses(trainer), dict(trainer.model.state_dict())
+
+
+def test_without_learning_it_is_the_trainers_own_adamw(tmp_path, data):
+    adamw = make(tmp_path, data, optim="adamw_torch", learning_rate=1e-2)
+    adamw.train()
+    ours = make(tmp_path, data, optimizer=plain(OFF))  # seeds again
+    ours.train()
+    assert_same(outcome(ours), outcome(adamw))
+    assert [group["weight_decay"] for group in inner(ours).param_groups] == [0.1, 0.0]
+
+
+def test_online_mode_is_one_changed_line(tmp_path, data):
+    trainer = make(tmp_path, data, optimizer=plain(ONLINE), max_steps=20)
+    trainer.train()
+    optimizer = inner(trainer)
+    assert (optimizer.steps, int(optimizer.metrics()["meta/applied"])) == (20, 19)
+    assert not torch.equal(optimizer.modulation.alpha, torch.ones(2))
+    assert losses(trainer)[-1]["loss"] < losses(trainer)[0]["loss"] - 0.5
+
+
+def test_fine_groups_keep_the_trainers_decay(tmp_path, data):
+    coarse = make(tmp_path, data)
+    fine = make(tmp_path, data, optimizer=lambda model: fine_grained(model, lr=1e-2, meta=ONLINE))
+    coarse.create_optimizer(), fine.create_optimizer()
+
+    def decay(trainer: Trainer) -> dict[str, float]:
+        names = {id(p): name for name, p in trainer.model.named_parameters()}
+        groups = trainer.optimizer.param_groups
+        return {names[id(p)]: group["weight_decay"] for group in groups for p in group["params"]}
+
+    assert decay(fine) == decay(coarse)
+    assert len(fine.optimizer.param_groups) == 12
+    layer_types = {group["layer_type"] for group in fine.optimizer.param_groups}
+    assert layer_types == {"embedding", "attention", "feed_forward", "layer_norm"}
+    assert fine.train().global_step == 6
+
+
+class Evaluate(TrainerCallback):
+    """Leaves the model in evaluation mode between two steps, as an evaluation does."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **objects: Any) -> None:
+        control.should_evaluate = state.global_step == 3
+
+
+def test_meta_updates_do_not_disturb_the_training(tmp_path, data):
+    """With a modulator that cannot move, look-ahead changes no number; dropout is on."""
+    still = MetaConfig(every=2, lr=0.0)
+    runs = []
+    for meta in (still, OFF):
+        trainer = make(tmp_path, data, optimizer=plain(meta))
+        trainer.add_callback(Evaluate())
+        if meta is still:
+            trainer.add_callback(MetaAdamWCallback(trainer))
+        trainer.train()
+        runs.append(trainer)
+        assert int(inner(trainer).metrics()["meta/applied"]) == (3 if meta is still else 0)
+    assert_same(*map(outcome, runs))
+
+
+class Weighted(Trainer):
+    """A loss of the user's own, which takes the labels out of the batch."""
+
+    seen: list[Tensor]
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        labels = inputs.pop("labels")
+        self.seen.append(labels)
+        outputs = model(**inputs, labels=labels)
+        return (2 * outputs.loss, outputs) if return_outputs else 2 * outputs.loss
+
+
+def test_the_trainers_own_loss_and_data_sets_are_used(tmp_path, data):
+    train_set, validation = data
+    trainer = make(tmp_path, data, optimizer=plain(LOOKAHEAD), kind=Weighted, max_steps=2)
+    trainer.seen = []
+    callback = MetaAdamWCallback(trainer, eval_dataset=validation[:4])
+    trainer.add_callback(callback)
+    trainer.train()
+    meta = torch.stack(trainer.seen[4:]).flatten(0, 1).unique(dim=0)
+    training = torch.stack(trainer.seen[:4]).flatten(0, 1)
+    expected = torch.stack([example["labels"] for example in validation[:4]])
+    found = [any(torch.equal(row, other) for other in meta) for row in expected]
+    assert all(found)
+    assert len(meta) == 3 * 4  # two training batches and the validation batch
+    assert {tuple(row.tolist()) for row in meta} - {tuple(row.tolist()) for row in training}
+    assert callback.last_update.generalization_gap > 0
+
+
+def test_label_smoothing(tmp_path, data):
+    """Its compute_loss takes the labels out of the batch; the next look still finds them."""
+    trainer = make(
+        tmp_path, data, optimizer=plain(LOOKAHEAD), label_smoothing_factor=0.1, max_steps=2
+    )
+    callback = MetaAdamWCallback(trainer)
+    trainer.add_callback(callback)
+    trainer.train()
+    assert callback.last_update.applied
+
+
+def test_autocast(tmp_path, data):
+    """bf16=True: the meta-update runs in the precision of the training."""
+    arguments = {"bf16": True, "use_cpu": not torch.cuda.is_available(), "max_steps": 4}
+    trainer = make(tmp_path, data, optimizer=plain(LOOKAHEAD), **arguments)
+    seen = []
+    head = trainer.model.lm_head
+    head.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    trainer.add_callback(MetaAdamWCallback(trainer))
+    trainer.train()
+    assert set(seen) == {torch.bfloat16}
+    assert int(inner(trainer).metrics()["meta/applied"]) == 2
+    assert inner(trainer).modulation.alpha.isfinite().all()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="fp16=True needs a GPU")
+def test_loss_scaling(tmp_path, data):
+    """A step that the scaler skips advances nothing."""
+    trainer = make(tmp_path, data, optimizer=plain(LOOKAHEAD), fp16=True, max_steps=8)
+    trainer.add_callback(MetaAdamWCallback(trainer))
+    trainer.train()
+    optimizer = inner(trainer)
+    assert 0 < optimizer.steps < 8  # the first scale, 65536, is too large
+    assert int(optimizer.metrics()["meta/applied"]) == optimizer.steps // 2
+
+
+@pytest.mark.parametrize(("architecture", "mode"), [("gpt2", "online"), ("bert", "lookahead")])
+def test_killed_and_started_again(tmp_path, architecture, mode):
+    """Killed at step 7, between checkpoints 4 and 8; the same command goes on exactly."""
+    expected = train(tmp_path / "whole", architecture, mode)
+    script = str(Path(__file__).with_name("killed_trainer.py"))
+    for kill_at, returncode in ((7, -signal.SIGKILL), (-1, 0)):
+        command = [sys.executable, script, str(tmp_path / "killed"), architecture, mode]
+        process = subprocess.run([*command, str(kill_at)], capture_output=True, text=True)
+        assert process.returncode == returncode, process.stderr
+        last = 4 if kill_at == 7 else 12
+        assert max(int(path.name[11:]) for path in (tmp_path / "killed").iterdir()) == last
+    whole, killed = (tmp_path / run / "checkpoint-12" for run in ("whole", "killed"))
+    history = json.loads((killed / "trainer_state.json").read_text())["log_history"]
+    assert [entry for entry in history if "loss" in entry] == losses(expected)
+    assert [entry["step"] for entry in losses(expected)] == list(range(1, 13))
+    assert_same(load_file(killed / "model.safetensors"), load_file(whole / "model.safetensors"))
+    states = [torch.load(path / "optimizer.pt", weights_only=True) for path in (killed, whole)]
+    assert_same(*states)
+    assert int(inner(expected).metrics()["meta/applied"]) == (11 if mode == "online" else 2)
+
+
+def test_what_does_not_fit_is_refused_at_the_start(tmp_path, data):
+    def error_of(optimizer: Any, **arguments: Any) -> Exception:
+        trainer = make(tmp_path, data, optimizer=optimizer)
+        for name in ("eval_dataset", "train_dataset"):
+            if name in arguments:
+                setattr(trainer, name, arguments[name])
+        trainer.add_callback(MetaAdamWCallback(trainer))
+        with pytest.raises((TypeError, ValueError)) as caught:
+            trainer.train()
+        assert trainer.state.global_step == 0
+        return caught.value
+
+    assert "needs MetaAdamW, got AdamW" in str(error_of(None))
+    assert "meta.mode='lookahead', got 'online'" in str(error_of(plain(ONLINE)))
+    lookahead = plain(LOOKAHEAD)
+    assert "needs validation batches" in str(error_of(lookahead, eval_dataset=None))
+    several = {"wiki": data[1], "code": data[1]}
+    message = str(error_of(lookahead, eval_dataset=several))
+    assert "must be one data set, the Trainer has ['wiki', 'code']" in message
+    with pytest.raises(TypeError, match=r"trainer must be a transformers.Trainer, got dict"):
+        MetaAdamWCallback({})
+
+
+def test_an_objective_without_validation_needs_no_eval_set(tmp_path, data):
+    meta = MetaConfig(every=2, objective="gradient_alignment")
+    modulator = ModulatorConfig(layers=1)
+    trainer = make(tmp_path, (data[0], None), optimizer=plain(meta, modulator=modulator))
+    trainer.add_callback(MetaAdamWCallback(trainer))
+    trainer.train()
+    assert int(inner(trainer).metrics()["meta/applied"]) == 3
