@@ -145,20 +145,25 @@ class Weighted(Trainer):
 
 
 def test_the_trainers_own_loss_and_data_sets_are_used(tmp_path, data):
-    train_set, validation = data
-    trainer = make(tmp_path, data, optimizer=plain(LOOKAHEAD), kind=Weighted, max_steps=2)
+    """A meta-update sees two training batches of its own and one of the validation set."""
+    trainer = make(tmp_path, data, optimizer=plain(MetaConfig(every=1)), kind=Weighted, max_steps=1)
     trainer.seen = []
-    callback = MetaAdamWCallback(trainer, eval_dataset=validation[:4])
+    held_out = data[1][:4]
+    callback = MetaAdamWCallback(trainer, eval_dataset=held_out)
     trainer.add_callback(callback)
     trainer.train()
-    meta = torch.stack(trainer.seen[4:]).flatten(0, 1).unique(dim=0)
-    training = torch.stack(trainer.seen[:4]).flatten(0, 1)
-    expected = torch.stack([example["labels"] for example in validation[:4]])
-    found = [any(torch.equal(row, other) for other in meta) for row in expected]
-    assert all(found)
-    assert len(meta) == 3 * 4  # two training batches and the validation batch
-    assert {tuple(row.tolist()) for row in meta} - {tuple(row.tolist()) for row in training}
-    assert callback.last_update.generalization_gap > 0
+
+    def rows(batches: list[Tensor]) -> set[tuple[int, ...]]:
+        return {tuple(row.tolist()) for batch in batches for row in batch}
+
+    trained, looked_at = rows(trainer.seen[:2]), rows(trainer.seen[2:])
+    validated = rows([example["labels"][None] for example in held_out])
+    train_set = rows([example["labels"][None] for example in data[0]])
+    assert len(trained) == 8
+    assert validated < looked_at
+    assert len(looked_at - validated) == 8
+    assert looked_at - validated <= train_set
+    assert looked_at - validated != trained
 
 
 def test_label_smoothing(tmp_path, data):
