@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from metaadamw.master_weights import float32_values, write_back
 from metaadamw.modulator import Modulation
 from metaadamw.tokens import Token
 
@@ -263,7 +264,8 @@ def adamw(
     r"""Eqs. 1–4 for the tensors of one group that have a gradient, by one of the paths.
 
     Tensors of one device and precision go together. Half-precision parameters are updated in the
-    precision of their moments, float32, and rounded once.
+    precision of their moments, float32, and rounded once; their master weights, where they have
+    some, are not rounded at all.
 
     Args:
         token: the group's tensors.
@@ -290,8 +292,9 @@ def adamw(
         )
         targets = params
         half = dtype in (torch.bfloat16, torch.float16)
+        low_bits = [token.low_bits[i] for i in indices]
         if half:
-            params, grads = [p.float() for p in params], [g.float() for g in grads]
+            params, grads = float32_values(params, low_bits), [g.float() for g in grads]
         _PATHS[path](
             params,
             grads,
@@ -306,7 +309,7 @@ def adamw(
             capturable=capturable,
         )
         if half:
-            torch._foreach_copy_(targets, params)
+            write_back(targets, low_bits, params)
 
 
 def choose_path(params: Sequence[Tensor], *, foreach: bool | None, fused: bool | None) -> str:

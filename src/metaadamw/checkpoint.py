@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from metaadamw.groups import bare_name
+from metaadamw.master_weights import LOW_BITS, keeps_low_bits
 from metaadamw.state import moment_dtype
 from metaadamw.validation import check_hyperparameters
 
@@ -35,7 +36,7 @@ own groups which keys to look for: the first of them has the key too, without a 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 _OWN_KEYS = (  # what this optimizer decides, whatever the checkpoint says
     *("name", "layer_type", "depth_bucket", "depth", "is_bias", "param_names"),
-    *("foreach", "fused", "capturable", "maximize"),
+    *("foreach", "fused", "capturable", "maximize", "master_weights"),
 )
 _FOREIGN_KEYS = (KEY, "amsgrad", "differentiable", "decoupled_weight_decay")  # of torch's AdamW
 
@@ -277,7 +278,7 @@ def _check_moments(
             missing = [key for key in ("step", *MOMENTS) if key not in entry]
             if missing:
                 raise ValueError(f"{where} must have {missing[0]!r}, got only {sorted(entry)}")
-            for key in MOMENTS:
+            for key in (*MOMENTS, *({LOW_BITS} & entry.keys())):
                 _check_like(f"{where}: {key}", entry[key], param)
             step = entry["step"]
             if not isinstance(step, (int, float, Tensor)) or torch.as_tensor(step).numel() != 1:
@@ -287,17 +288,20 @@ def _check_moments(
 def restore_moments(
     state: Mapping[Tensor, dict[str, Any]], saved: Mapping[str, Any], params: Sequence[Tensor]
 ) -> None:
-    """Moments from ``saved`` in their own precision.
+    """Moments and lower halves from ``saved`` in their own precision.
 
     The base class casts them to that of the parameter, and shares memory with the checkpoint.
+    Lower halves are kept only where this optimizer has asked for master weights.
     """
-    indices = [index for group in saved["param_groups"] for index in group["params"]]
-    for index, param in zip(indices, params, strict=True):
+    indices = [(index, g) for g in saved["param_groups"] for index in g["params"]]
+    for (index, group), param in zip(indices, params, strict=True):
         entry = saved["state"].get(index)
         if not entry:
             continue
-        for key in MOMENTS:
-            value = entry[key].to(device=param.device, dtype=moment_dtype(param), copy=True)
-            state[param][key] = value
+        dtypes = dict.fromkeys(MOMENTS, moment_dtype(param))
+        if state[param].pop(LOW_BITS, None) is not None and keeps_low_bits(group, param):
+            dtypes[LOW_BITS] = torch.int16
+        for key, dtype in dtypes.items():
+            state[param][key] = entry[key].to(device=param.device, dtype=dtype, copy=True)
         step = torch.as_tensor(state[param]["step"], dtype=torch.float32)
         state[param]["step"] = step.clone()

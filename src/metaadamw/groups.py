@@ -13,6 +13,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from metaadamw.config import check_choice
+from metaadamw.validation import check_model
 
 __all__ = ["bare_name", "fine_grained_groups", "group_table"]
 
@@ -116,8 +117,7 @@ def fine_grained_groups(
         >>> [group["name"] for group in fine_grained_groups(model)[:2]]
         ['embedding.shallow.weight', 'layer_norm.middle.bias']
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    check_model(model)
     check_choice("kinds", kinds, ("extended", "paper"))
     extended = kinds == "extended"
 

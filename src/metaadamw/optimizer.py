@@ -26,6 +26,7 @@ from metaadamw.validation import (
     check_flags,
     check_grads,
     check_hyperparameters,
+    check_model,
     check_param_group,
     check_type,
     free_name,
@@ -65,6 +66,7 @@ class MetaAdamW(Optimizer):
         seed: seed of the modulator's initial weights.
         eps_inside_sqrt: the printed form :math:`\sqrt{\hat v_t + \epsilon}` of Eq. 4 instead of
             AdamW's :math:`\sqrt{\hat v_t} + \epsilon`.
+        master_weights: keep bfloat16 parameters in float32, the lower half beside the moments.
 
     Raises:
         ValueError: a hyperparameter out of range, an unknown group key, an empty parameter list.
@@ -99,6 +101,7 @@ class MetaAdamW(Optimizer):
         capturable: bool = False,
         seed: int = 0,
         eps_inside_sqrt: bool = False,
+        master_weights: bool = False,
     ) -> None:
         modulator = ModulatorConfig() if modulator is None else modulator
         meta = MetaConfig() if meta is None else meta
@@ -117,6 +120,7 @@ class MetaAdamW(Optimizer):
             "foreach": foreach,
             "fused": fused,
             "capturable": capturable,
+            "master_weights": master_weights,
         }
         check_flags(defaults, eps_inside_sqrt)
         check_hyperparameters(defaults)
@@ -263,14 +267,13 @@ class MetaAdamW(Optimizer):
         Raises:
             ValueError: a sparse gradient; nothing has changed then.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
         with torch.no_grad(), full_precision(self._learning.layout.device):
             self._step()
         return loss
 
+    @torch._disable_dynamo  # type: ignore[attr-defined]  # traced, it is compiled at every step
     def _step(self) -> None:
         params = self._params()
         check_dense_gradients(params)
@@ -340,8 +343,7 @@ class MetaAdamW(Optimizer):
         mode = self._learning.meta.mode
         if mode != "lookahead":
             raise RuntimeError(f"update_attention needs meta.mode='lookahead', got {mode!r}")
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        check_model(model)
         if not callable(loss_fn):
             raise TypeError(f"loss_fn must be callable as loss_fn(model, batch), got {loss_fn!r}")
         return self._learning.update(

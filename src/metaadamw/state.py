@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from metaadamw.distributed import Shards, local
+from metaadamw.master_weights import LOW_BITS, keeps_low_bits
 
 __all__ = ["create_state", "moment_dtype", "only_creates_state"]
 
@@ -33,15 +34,17 @@ def create_state(
     """
     for group in param_groups:
         for param in group["params"]:
-            if param.grad is None or state[param]:
+            if param.grad is None:
                 continue
-            dtype = moment_dtype(param)
-            device = param.device if on_device else torch.device("cpu")
-            state[param] = {
-                "step": torch.zeros((), device=device, dtype=torch.float32),
-                "exp_avg": torch.zeros_like(param, dtype=dtype),
-                "exp_avg_sq": torch.zeros_like(param, dtype=dtype),
-            }
+            entry = state[param]
+            if not entry:
+                dtype = moment_dtype(param)
+                device = param.device if on_device else torch.device("cpu")
+                entry["step"] = torch.zeros((), device=device, dtype=torch.float32)
+                entry["exp_avg"] = torch.zeros_like(param, dtype=dtype)
+                entry["exp_avg_sq"] = torch.zeros_like(param, dtype=dtype)
+            if keeps_low_bits(group, param) and LOW_BITS not in entry:
+                entry[LOW_BITS] = torch.zeros_like(param, dtype=torch.int16)
 
 
 def only_creates_state(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from metaadamw.distributed import is_distributed, local, local_gradient
+from metaadamw.master_weights import LOW_BITS
 
 __all__ = ["Token", "real_view", "view"]
 
@@ -39,6 +40,7 @@ class Token:
         exp_avgs: first moments m, None where there is no state yet.
         exp_avg_sqs: second moments v, likewise.
         steps: step counters, likewise.
+        low_bits: lower halves of float32 master weights, None where there are none.
     """
 
     group: dict[str, Any]
@@ -47,6 +49,7 @@ class Token:
     exp_avgs: list[Tensor | None]
     exp_avg_sqs: list[Tensor | None]
     steps: list[Tensor | None]
+    low_bits: list[Tensor | None]
 
     @classmethod
     def of(
@@ -77,6 +80,7 @@ class Token:
                 [view(s["exp_avg"]) if s else None for s in states],
                 [view(s["exp_avg_sq"]) if s else None for s in states],
                 [s.get("step") for s in states],
+                [local(s[LOW_BITS]) if LOW_BITS in s else None for s in states],
             )
         return cls(
             group,
@@ -85,4 +89,5 @@ class Token:
             [s.get("exp_avg") for s in states],
             [s.get("exp_avg_sq") for s in states],
             [s.get("step") for s in states],
+            [s.get(LOW_BITS) for s in states],
         )

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from metaadamw.config import check_flag, check_number
 
@@ -17,13 +17,14 @@ __all__ = [
     "check_flags",
     "check_grads",
     "check_hyperparameters",
+    "check_model",
     "check_param_group",
     "check_type",
     "free_name",
 ]
 
 HYPERPARAMETERS = ("lr", "betas", "eps", "weight_decay")
-SHARED = ("maximize", "foreach", "fused", "capturable")
+SHARED = ("maximize", "foreach", "fused", "capturable", "master_weights")
 DESCRIPTION = ("params", "param_names", "name", "layer_type", "depth_bucket", "depth", "is_bias")
 SCHEDULER = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr")
 """Keys that torch's own schedulers keep in a group."""
@@ -37,10 +38,17 @@ def check_type(name: str, value: Any, *types: type) -> None:
         raise TypeError(f"{name} must be of type {allowed}, got {value!r}")
 
 
+def check_model(model: Any) -> None:
+    """Raise ``TypeError`` unless ``model`` is a module."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+
+
 def check_flags(defaults: Mapping[str, Any], eps_inside_sqrt: Any) -> None:
     """Raise unless the choices of path are booleans that fit together."""
     check_flag("maximize", defaults["maximize"])
     check_flag("capturable", defaults["capturable"])
+    check_flag("master_weights", defaults["master_weights"])
     check_flag("eps_inside_sqrt", eps_inside_sqrt)
     for name in ("foreach", "fused"):
         if defaults[name] is not None:
@@ -112,6 +120,11 @@ def _check_param(param: Tensor, where: str, defaults: Mapping[str, Any]) -> None
     if not (param.is_floating_point() or param.is_complex()):
         raise ValueError(
             f"{where}params must be floating point or complex, got one of dtype {param.dtype}"
+        )
+    if defaults["master_weights"] and param.dtype == torch.float16:
+        raise ValueError(
+            f"{where}params must be bfloat16 or more with master_weights=True, got torch.float16: "
+            "it is not the upper half of a float32"
         )
     if defaults["fused"] and param.is_complex():
         raise ValueError(
