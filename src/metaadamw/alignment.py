@@ -9,7 +9,8 @@ no second derivative and keep one gradient at a time.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -24,7 +25,12 @@ __all__ = ["HessianProduct", "NoSecondDerivative", "alignment_term"]
 
 HessianProduct = Literal["exact", "finite_difference", "forward_difference"]
 
-_NO_SECOND_DERIVATIVE = ("is not implemented", "double backward", "differentiate twice")
+_NO_SECOND_DERIVATIVE = (
+    "is not implemented",
+    "double backward",
+    "differentiate twice",
+    "donated buffers",  # of torch.compile, whose backward pass may run only once
+)
 _NEEDS = (
     "hvp='exact' needs a second derivative that this model does not have ({}); "
     "hvp='finite_difference' needs none"
@@ -88,10 +94,21 @@ def _term(lookahead: Lookahead, alignment: Alignment, along: Tensor) -> Term:
     return Term(alignment.value, *slopes, alignment.grad_lambda1, alignment.grad_lambda2)
 
 
+@contextmanager
+def _no_second_derivative() -> Iterator[None]:
+    """Recognise what torch says where there is no second derivative."""
+    try:
+        yield
+    except RuntimeError as error:
+        if any(phrase in str(error) for phrase in _NO_SECOND_DERIVATIVE):
+            raise NoSecondDerivative(_NEEDS.format(error)) from error
+        raise
+
+
 def _exact(lookahead: Lookahead, batch2: Any) -> Term:
     r"""The product :math:`H(\theta')q` by double backward."""
     evaluation, layout = lookahead.evaluation, lookahead.layout
-    with twice_differentiable():
+    with twice_differentiable(), _no_second_derivative():
         _, updated = evaluation.gradient("batch2", batch2, create_graph=True)
         if once_differentiable(updated):
             raise NoSecondDerivative(_NEEDS.format("a kernel is marked once_differentiable"))
@@ -107,12 +124,7 @@ def _exact(lookahead: Lookahead, batch2: Any) -> Term:
             q.append(torch.view_as_complex(vector) if output.is_complex() else vector)
         product: list[Tensor | None] = [None] * len(updated)
         if outputs:  # none: the loss is linear in the parameters
-            try:
-                product = evaluation.product(outputs, q)
-            except RuntimeError as error:
-                if any(phrase in str(error) for phrase in _NO_SECOND_DERIVATIVE):
-                    raise NoSecondDerivative(_NEEDS.format(error)) from error
-                raise
+            product = evaluation.product(outputs, q)
     return _term(lookahead, alignment, lookahead.along(product))
 
 

@@ -249,6 +249,7 @@ class Learner:
             return layout.vector(cast(list[float], numbers))
         return layout.stack([layout.zero + n for n in numbers])
 
+    @torch._disable_dynamo  # type: ignore[attr-defined]  # a compiled model inside stays compiled
     def update(
         self,
         model: nn.Module,
