@@ -340,8 +340,7 @@ class MetaAdamW(Optimizer):
             >>> if optimizer.meta_update_due:
             ...     update = optimizer.update_attention(model, loss_fn, batch1, batch2, val_batch)
         """
-        mode = self._learning.meta.mode
-        if mode != "lookahead":
+        if (mode := self._learning.meta.mode) != "lookahead":
             raise RuntimeError(f"update_attention needs meta.mode='lookahead', got {mode!r}")
         check_model(model)
         if not callable(loss_fn):
