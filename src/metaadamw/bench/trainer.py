@@ -148,7 +148,7 @@ class Trainer:
             for start in range(0, len(dataset), size):
                 batch = self._to_device(dataset[start : start + size])
                 with self.workplace.autocast():
-                    total += self.task.sums(self.model, batch).cpu()
+                    total += self.task.sums(self.model, batch)
             return list(self.task.means(total))
 
         self.model.eval()

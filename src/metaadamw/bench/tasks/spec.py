@@ -145,8 +145,9 @@ class PreparedTask:
         output = model(*inputs)
         loss = self.loss(output, target)
         measure = loss if self.metric.measure is None else self.metric.measure(output, target)
-        count = self.scored(target).to(loss.device)
-        return torch.stack([loss.double() * count, measure.double() * count, count.double()])
+        # On the host, since not every accelerator has float64.
+        count = self.scored(target).cpu().double()
+        return torch.stack([loss.cpu().double() * count, measure.cpu().double() * count, count])
 
     def means(self, sums: Tensor) -> Means:
         """Mean loss and reported metric from added ``sums``."""
