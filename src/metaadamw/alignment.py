@@ -50,13 +50,19 @@ def alignment_term(
         lookahead: the hypothetical step.
         batch2: B2.
         hvp: the method; "auto" is exact where it exists, else central differences. These also for
-            recurrent networks, whose second derivative costs several times as much.
+            recurrent networks, whose second derivative costs several times as much, and for sharded
+            parameters, whose gradients come out of ``backward()``.
 
     Raises:
         NoSecondDerivative: "exact" does not exist for this model.
     """
     modules = lookahead.evaluation.model.modules()
-    if hvp == "auto" and any(isinstance(m, (nn.RNNBase, nn.RNNCellBase)) for m in modules):
+    sharded = lookahead.evaluation.ranks.distributed
+    if sharded and hvp == "exact":
+        raise NoSecondDerivative(_NEEDS.format("its parameters are sharded over processes"))
+    if hvp == "auto" and (
+        sharded or any(isinstance(m, (nn.RNNBase, nn.RNNCellBase)) for m in modules)
+    ):
         hvp = "finite_difference"
     if hvp in ("auto", "exact"):
         try:
@@ -112,7 +118,8 @@ def _exact(lookahead: Lookahead, batch2: Any) -> Term:
         _, updated = evaluation.gradient("batch2", batch2, create_graph=True)
         if once_differentiable(updated):
             raise NoSecondDerivative(_NEEDS.format("a kernel is marked once_differentiable"))
-        alignment, reals, _ = _alignment(lookahead, updated)
+        means = evaluation.ranks.mean(evaluation.params, updated)
+        alignment, reals, _ = _alignment(lookahead, means)
         outputs, q = [], []
         for g, output, new, old in zip(layout.groups, updated, reals, lookahead.grads, strict=True):
             if output is None or new is None or not output.requires_grad:
@@ -160,7 +167,8 @@ def _difference(lookahead: Lookahead, batch2: Any, *, central: bool) -> Term:
     if norm == 0:
         return _term(lookahead, alignment, torch.zeros_like(lookahead.rates).expand(2, -1))
     # ‖εq‖ at the balance of truncation and rounding error: in float32 0.01, one-sided 0.0007.
-    unit = max(torch.finfo(p.dtype).eps for p in params)
+    dtypes = [p.dtype for p in params] + evaluation.ranks.compute_dtypes()
+    unit = max(torch.finfo(dtype).eps for dtype in dtypes)
     epsilon = 2 * unit ** (1 / 3 if central else 1 / 2) / norm
     at_updated = None if central else lookahead.along(updated)
     shifted = _shift(lookahead, reals, alignment, epsilon)

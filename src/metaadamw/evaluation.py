@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from metaadamw.distributed import is_distributed, local_gradient
 from metaadamw.precision import full_precision
+from metaadamw.ranks import Ranks
 from metaadamw.undisturbed import RandomStreams
 
 __all__ = ["Evaluation", "LossFunction", "once_differentiable", "twice_differentiable"]
@@ -63,16 +66,23 @@ class Evaluation:
         loss_fn: ``loss_fn(model, batch)`` -> scalar.
         params: the parameters to differentiate with respect to.
         maximize: the loss is an objective to maximise; its sign is turned.
+        ranks: the processes that evaluate together; losses and gradients are means over them.
     """
 
     def __init__(
-        self, model: nn.Module, loss_fn: LossFunction, params: Sequence[Tensor], maximize: bool
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction,
+        params: Sequence[Tensor],
+        maximize: bool,
+        ranks: Ranks,
     ) -> None:
-        self.model, self.loss_fn, self.params = model, loss_fn, list(params)
+        self.model, self.loss_fn, self.params, self.ranks = model, loss_fn, list(params), ranks
         self.sign = -1.0 if maximize else 1.0
         self.devices = [p.device for p in params]
         self.streams: dict[str, RandomStreams] = {}
         self.unused = RandomStreams(self.devices)
+        self.suspects: list[int] = []
 
     def _loss(self, name: str, batch: Any) -> Tensor:
         new = name not in self.streams
@@ -80,6 +90,8 @@ class Evaluation:
             self.streams[name] = self.unused
         self.streams[name].restore()
         loss = self.loss_fn(self.model, batch)
+        if isinstance(loss, Tensor) and is_distributed(loss):
+            loss = cast(Any, loss).full_tensor()
         if new:
             self.unused = RandomStreams(self.devices)  # where the next new batch starts
         if not isinstance(loss, Tensor) or loss.numel() != 1 or loss.is_complex():
@@ -90,17 +102,47 @@ class Evaluation:
     def loss(self, name: str, batch: Any) -> Tensor:
         """The loss alone, a scalar without graph."""
         with torch.no_grad():
-            return self._loss(name, batch).detach()
+            loss, losses = self.ranks.attempt(
+                name,
+                lambda: self._loss(name, batch),
+                Tensor.item,
+                communicates=self.ranks.communicates,
+            )
+        self.ranks.reshard()
+        return self._mean_loss(loss, losses)
+
+    def _mean_loss(self, loss: Tensor, losses: Mapping[int, float]) -> Tensor:
+        """The mean over all processes; notes where it is not finite."""
+        self.suspects = [rank for rank, value in losses.items() if not math.isfinite(value)]
+        if len(losses) == 1:
+            return loss.detach()
+        return torch.full_like(loss, math.fsum(losses.values()) / len(losses)).detach()
 
     def gradient(
         self, name: str, batch: Any, *, create_graph: bool = False
     ) -> tuple[Tensor, list[Tensor | None]]:
         """The loss and its gradient, None for a parameter that it does not depend on.
 
+        Of sharded parameters the gradient is that of the local shard. With ``create_graph`` it is
+        not yet the mean over the processes.
+
         Raises:
             ValueError: the loss is not a scalar, has no graph, or depends on none of the
                 optimizer's parameters.
         """
+        (loss, grads), losses = self.ranks.attempt(
+            name,
+            lambda: self._gradient(name, batch, create_graph=create_graph),
+            lambda result: result[0].item(),
+            communicates=self.ranks.communicates,
+        )
+        if not create_graph:
+            grads = self.ranks.mean(self.params, grads)
+        return self._mean_loss(loss, losses), grads
+
+    def _gradient(
+        self, name: str, batch: Any, *, create_graph: bool
+    ) -> tuple[Tensor, list[Tensor | None]]:
         with torch.enable_grad():
             loss = self._loss(name, batch)
             if not loss.requires_grad:
@@ -108,15 +150,8 @@ class Evaluation:
                     f"loss_fn must return a loss with a graph, got a detached one for {name}; "
                     "do not use .detach(), .item() or torch.no_grad() in it"
                 )
-            # A frozen parameter is one without a gradient.
-            trained = [p for p in self.params if p.requires_grad]
             with full_precision(loss.device):  # as for any backward pass
-                found = iter(
-                    torch.autograd.grad(loss, trained, create_graph=create_graph, allow_unused=True)
-                    if trained
-                    else ()
-                )
-        grads = [next(found) if p.requires_grad else None for p in self.params]
+                grads = self._differentiate(loss, create_graph=create_graph)
         if any(g is not None and g.layout != torch.strided for g in grads):
             raise ValueError(
                 f"gradients must be dense, got a sparse one for {name}; construct nn.Embedding "
@@ -127,7 +162,22 @@ class Evaluation:
                 f"loss_fn must depend on the optimizer's parameters, got a loss for {name} that "
                 "depends on none of them; is model the one whose parameters the optimizer has?"
             )
-        return loss.detach(), grads
+        return loss.detach(), [
+            None if g is None else local_gradient(g, p)
+            for g, p in zip(grads, self.params, strict=True)
+        ]
+
+    def _differentiate(self, loss: Tensor, *, create_graph: bool) -> list[Tensor | None]:
+        if self.ranks.sharded:
+            return self.ranks.backward(loss, self.params)
+        # A frozen parameter is one without a gradient.
+        trained = [p for p in self.params if p.requires_grad]
+        found = iter(
+            torch.autograd.grad(loss, trained, create_graph=create_graph, allow_unused=True)
+            if trained
+            else ()
+        )
+        return [next(found) if p.requires_grad else None for p in self.params]
 
     def known(
         self, loss: Tensor | float, grads: Sequence[Tensor | None]
@@ -142,17 +192,23 @@ class Evaluation:
                 "training_loss needs the gradients of that loss in .grad: call update_attention "
                 "between backward() and zero_grad()"
             )
-        turned = [None if g is None or self.sign > 0 else -g for g in grads]
-        value = torch.as_tensor(loss, device=self.devices[0]).detach().reshape(())
-        return self.sign * value, list(grads) if self.sign > 0 else turned
+        turned = [
+            None if g is None else local_gradient(g if self.sign > 0 else -g, p)
+            for g, p in zip(grads, self.params, strict=True)
+        ]
+        value = self.sign * torch.as_tensor(loss, device=self.devices[0]).detach().reshape(())
+        losses = self.ranks.gather(value.item())
+        # DDP has averaged these, unless the last micro-batch came under no_sync().
+        return self._mean_loss(value, losses), self.ranks.mean(self.params, turned)
 
     def product(
         self, gradients: Sequence[Tensor], vectors: Sequence[Tensor]
     ) -> list[Tensor | None]:
-        """The Hessian, of which ``gradients`` keep the graph, times ``vectors``."""
+        """The Hessian, of which ``gradients`` keep the graph, times ``vectors``: the mean."""
         trained = [p for p in self.params if p.requires_grad]
         with full_precision(gradients[0].device):
             found = iter(
                 torch.autograd.grad(gradients, trained, grad_outputs=vectors, allow_unused=True)
             )
-        return [next(found) if p.requires_grad else None for p in self.params]
+        products = [next(found) if p.requires_grad else None for p in self.params]
+        return self.ranks.mean(self.params, products)

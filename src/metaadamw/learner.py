@@ -34,6 +34,7 @@ from metaadamw.online import (
     online_signal,
 )
 from metaadamw.precision import full_precision
+from metaadamw.ranks import Ranks
 from metaadamw.replay import Schedule
 from metaadamw.tokens import Token
 from metaadamw.uncertainty import PriorityUncertaintyWeighting
@@ -262,9 +263,17 @@ class Learner:
         maximize: bool,
     ) -> MetaUpdate:
         """Algorithm 2."""
-        check_batches(self.meta, batches, has_gradient=training_loss is not None)
         self._follow(param_groups)
         learned = self.learned
+        ranks = Ranks(model, self.layout.shards)
+        ranks.begin(
+            lambda: check_batches(self.meta, batches, has_gradient=training_loss is not None),
+            {
+                "steps": self.steps,
+                "training_loss is None": training_loss is None,
+                "sum of the modulator's weights": sum(t.double().sum().item() for t in learned),
+            },
+        )
         result = meta_gradient(
             model=model,
             loss_fn=loss_fn,
@@ -282,6 +291,7 @@ class Learner:
             training_loss=training_loss,
             maximize=maximize,
             eps_inside_sqrt=self.eps_inside_sqrt,
+            ranks=ranks,
         )
         report = result.report
         if self.hvp == "auto" and report.hvp is not None:

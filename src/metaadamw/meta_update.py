@@ -16,6 +16,7 @@ from metaadamw.layout import Layout
 from metaadamw.lookahead import TERMS, Lookahead, Term, needed_batches, terms_of
 from metaadamw.modulator import Modulator
 from metaadamw.precision import full_precision
+from metaadamw.ranks import Ranks
 from metaadamw.tokens import Token
 from metaadamw.uncertainty import PriorityUncertaintyWeighting
 from metaadamw.undisturbed import undisturbed
@@ -107,22 +108,25 @@ def meta_gradient(
     training_loss: Tensor | float | None,
     maximize: bool,
     eps_inside_sqrt: bool,
+    ranks: Ranks,
 ) -> MetaGradient:
     """Steps 1–6 of Algorithm 2 and the gradient of step 7; nothing outside is changed."""
-    evaluation = Evaluation(model, loss_fn, params, maximize)
+    evaluation = Evaluation(model, loss_fn, params, maximize, ranks)
     batch1, val_batch = batches.get("batch1"), batches.get("val_batch")
     terms: dict[str, Term] = {}
     used: HessianProduct | None = None
 
     def skipped(reason: str) -> MetaGradient:
+        if len(ranks.groups) > 0 and evaluation.suspects:
+            reason += f" (rank {', '.join(map(str, evaluation.suspects))})"
         return MetaGradient(MetaUpdate(applied=False, skipped_reason=reason), None)
 
-    with undisturbed(model, params) as snapshot:
+    with ranks.evaluating(), undisturbed(model, params) as snapshot:
         if training_loss is None:
             loss1, grads = evaluation.gradient("batch1", batch1)  # step 2
         else:
             loss1, grads = evaluation.known(training_loss, snapshot.grads)
-        if not _finite(loss1, *grads):
+        if not ranks.all(_finite(loss1, *grads)):
             return skipped("non-finite loss or gradient on batch1")
         val_loss = torch.zeros_like(loss1)
         if "val_batch" in needed_batches(config):

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from metaadamw.distributed import local
+
 __all__ = ["RandomStreams", "undisturbed"]
 
 
@@ -76,7 +78,7 @@ class Snapshot(NamedTuple):
     """What ``undisturbed`` keeps.
 
     Attributes:
-        values: the trained parameters at θ; None for a frozen one.
+        values: the trained parameters at θ, of sharded ones the local shard; None for a frozen one.
         grads: the gradients of the training step, None where there is none.
         streams: the random streams at the start.
     """
@@ -112,7 +114,8 @@ def undisturbed(model: nn.Module, params: list[Tensor]) -> Iterator[Snapshot]:
     others += [p for p in params if not p.requires_grad]
     light = sum(p.numel() for p in others) <= sum(p.numel() for p in trained)
     kept = trained + others if light else trained
-    values = [p.detach().clone() for p in kept]
+    shards = [local(p.detach()) for p in kept]
+    values = [shard.clone() for shard in shards]
     versions = [p._version for p in others]
     grads = [p.grad for p in params]
     module = _Module(model, params)
@@ -126,6 +129,6 @@ def undisturbed(model: nn.Module, params: list[Tensor]) -> Iterator[Snapshot]:
             )
     finally:
         with torch.no_grad():
-            torch._foreach_copy_(kept, values)
+            torch._foreach_copy_(shards, values)
         module.restore()
         streams.restore()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,8 +11,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    PrepareModuleInput,
+    PrepareModuleOutput,
+    RowwiseParallel,
+    SequenceParallel,
+    parallelize_module,
+)
 from torch.nn.parallel import DistributedDataParallel
 
 from metaadamw import MetaAdamW, MetaConfig, ModulatorConfig, fine_grained_groups
@@ -35,12 +44,15 @@ class Block(nn.Module):
 class Net(nn.Module):
     """Embedding, two blocks, a head with fewer rows than there may be ranks, and a scalar."""
 
-    def __init__(self, width: int = WIDTH, *, unused: bool = False) -> None:
+    def __init__(
+        self, width: int = WIDTH, *, unused: bool = False, batch_norm: bool = False
+    ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(7, width)
         self.layers = nn.ModuleList(Block(width) for _ in range(2))
         self.head = nn.Linear(width, CLASSES)
         self.scale = nn.Parameter(torch.ones(1))
+        self.batch_norm = nn.BatchNorm1d(width) if batch_norm else nn.Identity()
         if unused:
             self.unused = nn.Linear(width, 2)
 
@@ -48,7 +60,7 @@ class Net(nn.Module):
         x = self.embedding(tokens).mean(1)
         for layer in self.layers:
             x = layer(x)
-        return self.head(x) * self.scale
+        return self.head(self.batch_norm(x)) * self.scale
 
 
 def loss_fn(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -78,7 +90,9 @@ class Case:
         steps: how many.
         clip: clip gradients to this norm.
         accumulate: micro-batches of a step.
+        reuse: meta-updates take loss and gradient of the training step.
         unused: the model has a part without gradient.
+        batch_norm: and a batch norm, whose statistics are buffers.
         dtype: of the parameters.
     """
 
@@ -90,7 +104,9 @@ class Case:
     steps: int = 30
     clip: float | None = None
     accumulate: int = 1
+    reuse: bool = False
     unused: bool = False
+    batch_norm: bool = False
     dtype: torch.dtype = torch.float64
 
 
@@ -105,10 +121,66 @@ def wrap_fsdp(model: Net, case: Case, mesh: DeviceMesh | None = None, **options:
     return fully_shard(model, mesh=mesh, **options)
 
 
+def wrap_mixed(model: Net, case: Case) -> nn.Module:
+    """Norms, head and scalar stay whole on every rank, and are averaged by hand."""
+    whole = {*model.head.parameters(), model.scale}
+    whole |= {p for layer in model.layers for p in layer.norm.parameters()}
+    return wrap_fsdp(model, case, ignored_params=whole)
+
+
+def wrap_hsdp(model: Net, case: Case) -> nn.Module:
+    shape = (2, dist.get_world_size() // 2)
+    mesh = init_device_mesh(device().type, shape, mesh_dim_names=("replicate", "shard"))
+    return wrap_fsdp(model, case, mesh)
+
+
+def wrap_tp(model: Net, case: Case, mesh: DeviceMesh | None = None) -> nn.Module:
+    """Column- and row-wise linear layers; all else is plain, and every rank sees the same batch."""
+    mesh = mesh or init_device_mesh(device().type, (dist.get_world_size(),))
+    for layer in model.layers:
+        parallelize_module(layer, mesh, {"up": ColwiseParallel(), "down": RowwiseParallel()})
+    return model
+
+
+def wrap_sequence_parallel(model: Net, case: Case) -> nn.Module:
+    """As ``wrap_tp``, and each rank normalises a part of the rows: partial gradients."""
+    mesh = init_device_mesh(device().type, (dist.get_world_size(),))
+    rows, everything = Shard(0), Replicate()
+    for layer in model.layers:
+        plan = {
+            "norm": SequenceParallel(sequence_dim=0),
+            "up": ColwiseParallel(input_layouts=rows),
+            "down": RowwiseParallel(output_layouts=rows),
+        }
+        parallelize_module(layer, mesh, plan)
+        split = PrepareModuleInput(
+            input_layouts=everything, desired_input_layouts=rows, use_local_output=True
+        )
+        joined = PrepareModuleOutput(output_layouts=rows, desired_output_layouts=everything)
+        parallelize_module(layer, mesh, split)
+        parallelize_module(layer, mesh, joined)
+    return model
+
+
+def wrap_tp_fsdp(model: Net, case: Case) -> nn.Module:
+    shape = (dist.get_world_size() // 2, 2)
+    mesh = init_device_mesh(device().type, shape, mesh_dim_names=("data", "tensor"))
+    return wrap_fsdp(wrap_tp(model, case, mesh["tensor"]), case, mesh["data"])
+
+
 WRAPPERS: dict[str, Callable[..., nn.Module]] = {
     "none": lambda model, case: model,
     "ddp": wrap_ddp,
     "fsdp": wrap_fsdp,
+    "fsdp_kept": lambda model, case: wrap_fsdp(model, case, reshard_after_forward=False),
+    "fsdp_bfloat16": lambda model, case: wrap_fsdp(
+        model, case, mp_policy=MixedPrecisionPolicy(torch.bfloat16, torch.float32)
+    ),
+    "mixed": wrap_mixed,
+    "hsdp": wrap_hsdp,
+    "tp": wrap_tp,
+    "sequence_parallel": wrap_sequence_parallel,
+    "tp_fsdp": wrap_tp_fsdp,
 }
 
 
@@ -120,12 +192,9 @@ META: dict[str, dict[str, Any]] = {
 
 def build(case: Case) -> tuple[nn.Module, MetaAdamW]:
     torch.manual_seed(0)
-    model = WRAPPERS[case.wrap](Net(unused=case.unused).to(device(), case.dtype), case)
-    default = {
-        "lookahead": {"every": 3, "lr": 0.3, "hvp": "finite_difference"},
-        "online": {"lr": 0.05},
-    }
-    meta = MetaConfig(mode=case.mode, **{**default.get(case.mode, {}), **case.meta})
+    net = Net(unused=case.unused, batch_norm=case.batch_norm).to(device(), case.dtype)
+    model = WRAPPERS[case.wrap](net, case)
+    meta = MetaConfig(mode=case.mode, **{**META.get(case.mode, {}), **case.meta})
     optimizer = MetaAdamW(
         fine_grained_groups(model),
         lr=1e-2,
@@ -139,9 +208,34 @@ def build(case: Case) -> tuple[nn.Module, MetaAdamW]:
 
 def data_shard(case: Case) -> tuple[int, int]:
     """Which part of every batch this rank sees."""
-    if case.wrap == "none":
+    if case.wrap in ("none", "tp", "sequence_parallel"):
         return 0, 1
-    return dist.get_rank(), dist.get_world_size()
+    rank, size = dist.get_rank(), dist.get_world_size()
+    return (rank // 2, size // 2) if case.wrap == "tp_fsdp" else (rank, size)
+
+
+def backward(model: nn.Module, case: Case, number: int) -> Tensor:
+    """The training gradient of a batch, in micro-batches, as a training loop takes it."""
+    total = torch.zeros((), dtype=case.dtype, device=device())
+    rank, size = data_shard(case)
+    for micro in range(case.accumulate):
+        last = micro == case.accumulate - 1
+        part = batch_of(number, shard=(rank + micro * size, size * case.accumulate))
+        if isinstance(model, FSDPModule):
+            model.set_requires_gradient_sync(last)
+        quiet = isinstance(model, DistributedDataParallel) and not last
+        with model.no_sync() if quiet else nullcontext():
+            loss = loss_fn(model, part) / case.accumulate
+            loss.backward()
+            total += loss.detach()
+    if case.wrap == "mixed":
+        for param in model.parameters():
+            if not isinstance(param, DTensor):
+                dist.all_reduce(param.grad)
+                param.grad /= size
+    if case.clip is not None:
+        nn.utils.clip_grad_norm_(model.parameters(), case.clip)
+    return total
 
 
 def train(case: Case) -> dict[str, Any]:
@@ -150,17 +244,20 @@ def train(case: Case) -> dict[str, Any]:
     shard = data_shard(case)
     history, updates = [], []
     for step in range(case.steps):
-        loss_fn(model, batch_of(step, shard=shard)).backward()
-        if case.clip is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), case.clip)
+        loss = backward(model, case, step)
+        if optimizer.meta_update_due:
+            batches = [batch_of(1000 + 3 * step + i, shard=shard) for i in range(3)]
+            if case.reuse:
+                update = optimizer.update_attention(
+                    model, loss_fn, None, *batches[1:], training_loss=loss
+                )
+            else:
+                update = optimizer.update_attention(model, loss_fn, *batches)
+            assert update.applied, update.skipped_reason
+            updates.append(update.total)
         optimizer.step()
         optimizer.zero_grad()
         history.append(torch.stack(optimizer.modulation[:2]).detach().cpu())
-        if optimizer.meta_update_due:
-            batches = [batch_of(1000 + 3 * step + i, shard=shard) for i in range(3)]
-            update = optimizer.update_attention(model, loss_fn, *batches)
-            assert update.applied, update.skipped_reason
-            updates.append(update.total)
     return {
         "modulation": torch.stack(history),
         "updates": torch.tensor(updates, dtype=torch.float64),
@@ -179,3 +276,16 @@ def full_parameters(model: nn.Module) -> dict[str, Tensor]:
 
 def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def assert_like_one_process(ranks: list[dict[str, Any]], single: dict[str, Any]) -> None:
+    """α, β, parameters within float64 round-off of one process, and the same bits on all ranks."""
+    for result in ranks:
+        for key in ("modulation", "updates"):
+            torch.testing.assert_close(result[key], single[key], rtol=1e-9, atol=1e-9)
+        assert result["params"].keys() == single["params"].keys()
+        for name, param in single["params"].items():
+            torch.testing.assert_close(result["params"][name], param, rtol=1e-9, atol=1e-9)
+        assert torch.equal(result["modulation"], ranks[0]["modulation"])
+        for name, param in ranks[0]["params"].items():
+            assert torch.equal(result["params"][name], param)

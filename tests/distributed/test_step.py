@@ -11,23 +11,18 @@ import torch
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.distributed.cases import Case, batch_of, build, data_shard, loss_fn, train
+from tests.distributed.cases import (
+    Case,
+    assert_like_one_process,
+    batch_of,
+    build,
+    data_shard,
+    loss_fn,
+    train,
+)
 from tests.distributed.processes import Processes
 
 SIZES = (1, 2, 4)
-
-
-def assert_like_one_process(ranks: list[dict[str, Any]], single: dict[str, Any]) -> None:
-    """α, β, parameters within float64 round-off of one process, and the same bits on all ranks."""
-    for result in ranks:
-        for key in ("modulation", "updates"):
-            torch.testing.assert_close(result[key], single[key], rtol=1e-9, atol=1e-9)
-        assert result["params"].keys() == single["params"].keys()
-        for name, param in single["params"].items():
-            torch.testing.assert_close(result["params"][name], param, rtol=1e-9, atol=1e-9)
-        assert torch.equal(result["modulation"], ranks[0]["modulation"])
-        for name, param in ranks[0]["params"].items():
-            assert torch.equal(result["params"][name], param)
 
 
 @pytest.mark.parametrize("features", ["basic", "enhanced", "scale_free"])
@@ -39,6 +34,47 @@ def test_online(wrap: str, features: str, processes: Callable[[int], Processes])
     for size in SIZES:
         ranks = processes(size).run(train, replace(case, wrap=wrap))
         assert_like_one_process(ranks, single)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "sizes"),
+    [
+        ("mixed", (2, 4)),
+        ("hsdp", (2, 4)),
+        ("tp", (2, 4)),
+        ("sequence_parallel", (2, 4)),
+        ("tp_fsdp", (4,)),
+    ],
+)
+@pytest.mark.parametrize("mode", ["online", "lookahead"])
+def test_meshes(
+    mode: str, wrap: str, sizes: tuple[int, ...], processes: Callable[[int], Processes]
+) -> None:
+    """Sharded, replicated and partial tensors in one optimizer, on one mesh and on slices of it."""
+    case = Case(mode=mode, modulator={"features": "enhanced"}, steps=8)
+    single = train(case)
+    for size in sizes:
+        assert_like_one_process(processes(size).run(train, replace(case, wrap=wrap)), single)
+
+
+@pytest.mark.parametrize("wrap", ["ddp", "fsdp"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"clip": 0.3},
+        {"accumulate": 2},
+        {"unused": True},
+        {"optimizer": {"foreach": True}},
+        {"optimizer": {"fused": True}},
+        {"optimizer": {"capturable": True}},
+        {"modulator": {"update_every": 3}},
+    ],
+    ids=lambda options: "-".join(map(str, (k for v in options.items() for k in v))),
+)
+def test_options(options: dict[str, Any], wrap: str, processes: Callable[[int], Processes]) -> None:
+    case = Case(steps=6, **options)
+    ranks = processes(4).run(train, replace(case, wrap=wrap))
+    assert_like_one_process(ranks, train(case))
 
 
 class Collectives(TorchDispatchMode):
