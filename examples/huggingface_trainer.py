@@ -78,7 +78,8 @@ def build_trainer(output: Path, architecture: str, mode: str, **arguments: Any) 
         TrainingArguments(
             str(output),
             **{
-                "per_device_train_batch_size": 16,
+                "per_device_train_batch_size": 8,
+                "gradient_accumulation_steps": 2,
                 "weight_decay": 0.01,
                 "lr_scheduler_type": "cosine",
                 "report_to": [],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import runpy
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,11 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from metaadamw import MetaAdamW, MetaConfig, ModulatorConfig
 from metaadamw.integrations.transformers import MetaAdamWCallback, fine_grained
-from tests.integrations.killed_trainer import EXAMPLE, train
+from tests.integrations.processes import EXAMPLES_DIRECTORY, run_program
 from tests.training import assert_same
 
-EXAMPLES = runpy.run_path(str(EXAMPLE))
+EXAMPLE = str(EXAMPLES_DIRECTORY / "huggingface_trainer.py")
+EXAMPLES = runpy.run_path(EXAMPLE)
 ONLINE = MetaConfig(mode="online", lr=1e-2)
 LOOKAHEAD = MetaConfig(every=2, lr=1e-2, optimizer="adam")
 OFF = MetaConfig(mode="off")
@@ -203,24 +203,34 @@ def test_loss_scaling(tmp_path, data):
 
 
 @pytest.mark.parametrize(("architecture", "mode"), [("gpt2", "online"), ("bert", "lookahead")])
-def test_killed_and_started_again(tmp_path, architecture, mode):
-    """Killed at step 7, between checkpoints 4 and 8; the same command goes on exactly."""
-    expected = train(tmp_path / "whole", architecture, mode)
-    script = str(Path(__file__).with_name("killed_trainer.py"))
-    for kill_at, returncode in ((7, -signal.SIGKILL), (-1, 0)):
-        command = [sys.executable, script, str(tmp_path / "killed"), architecture, mode]
-        process = subprocess.run([*command, str(kill_at)], capture_output=True, text=True)
-        assert process.returncode == returncode, process.stderr
-        last = 4 if kill_at == 7 else 12
-        assert max(int(path.name[11:]) for path in (tmp_path / "killed").iterdir()) == last
+def test_killed_and_started_again(tmp_path, monkeypatch, architecture, mode):
+    """Killed in step 8, between checkpoints 6 and 9; the same command goes on exactly."""
+
+    def arguments(run: str) -> list[str]:
+        options = ["--architecture", architecture, "--mode", mode, "--steps", "12"]
+        return [EXAMPLE, str(tmp_path / run), *options]
+
+    report = tmp_path / "report"
+    assert run_program(report, *arguments("killed"), kill_at=7) == -signal.SIGKILL
+    assert max(int(path.name[11:]) for path in (tmp_path / "killed").iterdir()) == 6
+    assert run_program(report, *arguments("killed")) == 0
+    monkeypatch.setattr(sys, "argv", arguments("whole"))
+    runpy.run_path(EXAMPLE, run_name="__main__")
+
     whole, killed = (tmp_path / run / "checkpoint-12" for run in ("whole", "killed"))
-    history = json.loads((killed / "trainer_state.json").read_text())["log_history"]
-    assert [entry for entry in history if "loss" in entry] == losses(expected)
-    assert [entry["step"] for entry in losses(expected)] == list(range(1, 13))
+    assert losses_of(killed) == losses_of(whole)
+    assert [entry["step"] for entry in losses_of(whole)] == list(range(1, 13))
     assert_same(load_file(killed / "model.safetensors"), load_file(whole / "model.safetensors"))
     states = [torch.load(path / "optimizer.pt", weights_only=True) for path in (killed, whole)]
     assert_same(*states)
-    assert int(inner(expected).metrics()["meta/applied"]) == (11 if mode == "online" else 2)
+    assert int(states[0]["param_groups"][0]["metaadamw"]["applied"]) == (
+        11 if mode == "online" else 2
+    )
+
+
+def losses_of(checkpoint: Path) -> list[dict[str, float]]:
+    history = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
+    return [entry for entry in history if "loss" in entry]
 
 
 def test_what_does_not_fit_is_refused_at_the_start(tmp_path, data):

@@ -162,7 +162,7 @@ class MetaAdamWCallback(TrainerCallback):  # type: ignore[misc]
             return
         n = self.optimizer.steps // self.every
         self.last_update = self.optimizer.update_attention(
-            self.trainer.model,
+            self.trainer.model_wrapped,
             self._loss,
             self._prepared(self.train_batches[2 * n]),
             self._prepared(self.train_batches[2 * n + 1]),
@@ -175,4 +175,5 @@ class MetaAdamWCallback(TrainerCallback):  # type: ignore[misc]
     def _loss(self, model: nn.Module, batch: Any) -> Tensor:
         with self.trainer.compute_loss_context_manager():
             # A copy: with label smoothing compute_loss takes the labels out of the batch.
-            return cast(Tensor, self.trainer.compute_loss(model, dict(batch)))
+            loss = cast(Tensor, self.trainer.compute_loss(model, dict(batch)))
+        return loss.mean()  # DataParallel gives one for each device
