@@ -197,6 +197,32 @@ def test_gradient_flows_to_every_parameter(options: dict[str, Any]) -> None:
         assert weight.grad.any(), name
 
 
+def test_the_bias_of_the_keys_has_no_gradient() -> None:
+    """Not one of rounding either: with Adam it would grow until it is felt."""
+    modulator = library({"layers": 3}, random=True)
+    sum(factor.sum() for factor in modulator(torch.randn(GROUPS, COLUMNS).double())).backward()
+    query, key, value = modulator.in_proj_bias.grad.chunk(3, dim=1)
+    assert not key.any()
+    assert query.any()
+    assert value.any()
+
+    meta = MetaConfig(mode="online", lr=0.05)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+    optimizer = MetaAdamW(
+        [{"params": [p]} for p in model.parameters()],
+        modulator=ModulatorConfig(init="xavier"),
+        meta=meta,
+    )
+    for step in range(6):
+        torch.manual_seed(step)
+        model.zero_grad()
+        model(torch.randn(8, 3)).square().mean().backward()
+        optimizer.step()
+    query, key, value = optimizer.modulator.in_proj_bias.chunk(3, dim=1)
+    assert not key.any()
+    assert value.any()
+
+
 def test_grow_keeps_the_rows_that_are_there() -> None:
     modulator = library({"embedding_dim": 4}, random=True)
     before = {name: weight.detach().clone() for name, weight in modulator.named_parameters()}

@@ -168,7 +168,12 @@ class Modulator(nn.Module):
             x = torch.cat([x, self.group_embedding], dim=1)
         if x.shape[1] < self.dim:
             x = F.pad(x, (0, self.dim - x.shape[1]))
-        layers = zip(*(t.unbind(0) for t in self.encoder_tensors()), strict=True)
+        tensors = self.encoder_tensors()
+        # A softmax does not feel the bias of its keys. Their gradient is all rounding, which Adam
+        # would turn into steps of any size, in another direction on every machine.
+        query, key, value = tensors[1].chunk(3, dim=1)
+        tensors[1] = torch.cat([query, key.detach(), value], dim=1)
+        layers = zip(*(t.unbind(0) for t in tensors), strict=True)
         if not torch.is_grad_enabled() and x.device.type in ("cpu", "cuda"):
             # One kernel for a layer, the one behind nn.TransformerEncoderLayer in inference.
             heads, z = self.config.heads, x.unsqueeze(0)
