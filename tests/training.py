@@ -109,7 +109,11 @@ def assert_same(actual: Any, expected: Any, where: str = "") -> None:
     if isinstance(expected, (Tensor, np.ndarray)):
         actual, expected = torch.as_tensor(actual), torch.as_tensor(expected)
         assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape), where
-        bits = [t.detach().reshape(-1).contiguous().view(torch.uint8) for t in (actual, expected)]
+        dense = torch.contiguous_format  # also where there is only one entry
+        bits = [
+            t.detach().reshape(-1).clone(memory_format=dense).view(torch.uint8)
+            for t in (actual, expected)
+        ]
         assert torch.equal(*bits), f"{where}: not the same bits"
     elif isinstance(expected, Mapping):
         assert set(actual) == set(expected), f"{where}: {list(actual)} and {list(expected)}"
