@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch.amp import GradScaler
 
 from metaadamw import MetaConfig
-from tests.integrations.processes import EXAMPLES_DIRECTORY, run_program
+from tests.integrations.processes import EXAMPLES_DIRECTORY, run_program, run_two
 from tests.training import assert_same, batch, full_snapshot, loss_fn, make, meta_update, results
 
 EXAMPLE = str(EXAMPLES_DIRECTORY / "accelerate_loop.py")
@@ -126,3 +126,14 @@ def test_killed_and_started_again(tmp_path, monkeypatch):
 def saved(checkpoint: Path) -> Any:
     optimizer = torch.load(checkpoint / "optimizer.bin", weights_only=True)
     return load_file(checkpoint / "model.safetensors"), optimizer
+
+
+def test_two_processes(tmp_path):
+    """``accelerate launch``: the same on both ranks, and the same again from a checkpoint."""
+    launcher = ("accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--module")
+    program = (EXAMPLE, str(tmp_path / "run"), "--steps", "12")
+    whole = run_two(launcher, tmp_path / "whole", *program)
+    assert int(whole["learned"]["applied"]) == 2
+    (tmp_path / "run" / "latest").write_text("step_6")
+    assert_same(run_two(launcher, tmp_path / "resumed", *program), whole)
+    assert (tmp_path / "run" / "losses_6.json").exists()

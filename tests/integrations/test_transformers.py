@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from metaadamw import MetaAdamW, MetaConfig, ModulatorConfig
 from metaadamw.integrations.transformers import MetaAdamWCallback, fine_grained
-from tests.integrations.processes import EXAMPLES_DIRECTORY, run_program
+from tests.integrations.processes import EXAMPLES_DIRECTORY, run_program, run_two
 from tests.training import assert_same
 
 EXAMPLE = str(EXAMPLES_DIRECTORY / "huggingface_trainer.py")
@@ -231,6 +232,17 @@ def test_killed_and_started_again(tmp_path, monkeypatch, architecture, mode):
 def losses_of(checkpoint: Path) -> list[dict[str, float]]:
     history = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
     return [entry for entry in history if "loss" in entry]
+
+
+def test_two_processes(tmp_path):
+    """DistributedDataParallel: the same on both ranks, and the same again from a checkpoint."""
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m")
+    program = (EXAMPLE, str(tmp_path / "run"), "--mode", "lookahead", "--steps", "12")
+    whole = run_two(launcher, tmp_path / "whole", *program)
+    assert int(whole["learned"]["applied"]) == 2
+    for step in (9, 12):
+        shutil.rmtree(tmp_path / "run" / f"checkpoint-{step}")
+    assert_same(run_two(launcher, tmp_path / "resumed", *program), whole)
 
 
 def test_what_does_not_fit_is_refused_at_the_start(tmp_path, data):
