@@ -299,3 +299,27 @@ def test_nothing_of_the_size_of_the_parameters_is_kept() -> None:
     assert known <= set(found)  # the walk does reach what is there
     others = sum(size for address, size in found.items() if address not in known)
     assert others < 5000  # the modulator and its Adam moments; one buffer would be 20,200
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_groups_that_start_at_zero(dtype: torch.dtype) -> None:
+    """Recovering θ_t = 0 from θ_{t+1} leaves rounding error, which has no direction."""
+    trajectories = []
+    for precision in (dtype, torch.float64):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 50), nn.Tanh(), nn.Linear(50, 3)).to(precision)
+        for layer in (model[0], model[2]):
+            nn.init.zeros_(layer.bias)
+        groups = [{"params": [p]} for p in model.parameters()]
+        meta = MetaConfig(mode="online", optimizer="sgd", lr=0.1, weight_decay=0.0)
+        optimizer = MetaAdamW(groups, lr=1e-2, meta=meta)
+        data = torch.randn(4, 16, 6, dtype=torch.float64).to(precision)
+        alphas = []
+        for x in data:
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+            alphas.append(torch.stack(optimizer.modulation[:2]).double())
+        trajectories.append(torch.stack(alphas))
+    assert (trajectories[1] - 1).abs().max() > 1e-3
+    torch.testing.assert_close(*trajectories, rtol=1e-4, atol=1e-4)

@@ -137,6 +137,11 @@ def online_signal(
         grad_direction + decays * grad_previous, grad_norm, step_square.clamp_min(0).sqrt()
     )
     along_params = cosines(grad_previous, grad_norm, previous_square.clamp_min(0).sqrt())
+    # Of a group that was zero (biases often start so) the differences above leave rounding error,
+    # whose "cosine" has any size. Compared this way round, NaN stays NaN.
+    noise = 64 * torch.finfo(rates.dtype).eps / shrink.square()
+    was_zero = previous_square <= noise * (param_square + rates.square() * direction_square)
+    along_params = along_params.clamp(-1, 1).where(~was_zero, 0.0)
     # Without a learning rate nothing moved, and without weight decay β does nothing.
     moving, decaying = rates != 0, decays != 0
     return -along_step.where(moving, 0.0), -along_params.where(moving & decaying, 0.0)
