@@ -117,6 +117,11 @@ def check_param_group(
 def _check_param(param: Tensor, where: str, defaults: Mapping[str, Any]) -> None:
     if param.layout != torch.strided:
         raise ValueError(f"{where}params must be dense, got one with layout {param.layout}")
+    if getattr(param, "_fsdp_flattened", False):
+        raise ValueError(
+            f"{where}params must be whole or DTensor, got one flattened by "
+            "FullyShardedDataParallel, of which only pieces are left; use fully_shard instead"
+        )
     if not (param.is_floating_point() or param.is_complex()):
         raise ValueError(
             f"{where}params must be floating point or complex, got one of dtype {param.dtype}"

@@ -22,6 +22,8 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from metaadamw import MetaAdamW, MetaConfig, ModulatorConfig, fine_grained_groups
 from tests.distributed.processes import device
@@ -289,3 +291,17 @@ def assert_like_one_process(ranks: list[dict[str, Any]], single: dict[str, Any])
         assert torch.equal(result["modulation"], ranks[0]["modulation"])
         for name, param in ranks[0]["params"].items():
             assert torch.equal(result["params"][name], param)
+
+
+class Collectives(TorchDispatchMode):
+    """Notes every collective, with the number of elements it sends or receives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, int]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace in ("c10d", "_c10d_functional"):
+            size = sum(t.numel() for t in tree_leaves(args[0]) if isinstance(t, Tensor))
+            self.seen.append((func.overloadpacket.__name__, size))
+        return func(*args, **(kwargs or {}))

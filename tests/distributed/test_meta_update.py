@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from metaadamw.ranks import Ranks
 from tests.distributed.cases import (
     Case,
+    Collectives,
     Net,
     assert_like_one_process,
     backward,
@@ -282,3 +283,26 @@ def mean_of_gradients() -> None:
 
 def test_mean_of_gradients_with_some_missing(processes: Callable[[int], Processes]) -> None:
     processes(2).run(mean_of_gradients)
+
+
+def traffic(case: Case) -> tuple[int, int, int]:
+    """Numbers in all-reduces and in all other collectives of a meta-update, and in the model."""
+    model, optimizer = build(case)
+    backward(model, case, 0)
+    backward(model, case, 1)  # here DDP agrees on its buckets
+    optimizer.step()
+    batches = [batch_of(1000 + i, shard=data_shard(case)) for i in range(3)]
+    with Collectives() as collectives:
+        optimizer.update_attention(model, loss_fn, *batches)
+    reduced = sum(n for name, n in collectives.seen if name == "allreduce_")
+    everything = sum(n for _, n in collectives.seen)
+    return reduced, everything - reduced, sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(("hvp", "gradients"), [("exact", 4), ("finite_difference", 5)])
+def test_traffic(hvp: str, gradients: int, processes: Callable[[int], Processes]) -> None:
+    """A gradient for each backward pass, and a few bytes of losses and errors."""
+    case = replace(LOOKAHEAD, wrap="ddp", meta={"hvp": hvp})
+    for reduced, others, size in processes(2).run(traffic, case):
+        assert reduced == gradients * size
+        assert others < 10_000

@@ -8,19 +8,26 @@ from typing import Any
 
 import pytest
 import torch
-from torch.distributed.tensor import DTensor
-from torch.utils._python_dispatch import TorchDispatchMode
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
+from metaadamw import MetaAdamW, MetaConfig, fine_grained_groups
 from tests.distributed.cases import (
     Case,
+    Collectives,
+    Net,
     assert_like_one_process,
+    backward,
     batch_of,
     build,
     data_shard,
     loss_fn,
     train,
 )
-from tests.distributed.processes import Processes
+from tests.distributed.processes import Processes, device
 
 SIZES = (1, 2, 4)
 
@@ -75,20 +82,6 @@ def test_options(options: dict[str, Any], wrap: str, processes: Callable[[int], 
     case = Case(steps=6, **options)
     ranks = processes(4).run(train, replace(case, wrap=wrap))
     assert_like_one_process(ranks, train(case))
-
-
-class Collectives(TorchDispatchMode):
-    """Notes every collective, with the number of elements of its first tensor."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[tuple[str, int]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace in ("c10d", "_c10d_functional"):
-            first = args[0][0] if isinstance(args[0], (list, tuple)) else args[0]
-            self.seen.append((func.overloadpacket.__name__, first.numel()))
-        return func(*args, **(kwargs or {}))
 
 
 def communication(case: Case) -> tuple[list[tuple[str, int]], int]:
@@ -150,3 +143,69 @@ def resume(case: Case) -> None:
 
 def test_state_dict_of_shards(processes: Callable[[int], Processes]) -> None:
     processes(2).run(resume, Case(wrap="fsdp"))
+
+
+def flattened() -> None:
+    options = {"device_id": device(), "use_orig_params": True}
+    model = FullyShardedDataParallel(Net().to(device()), **options)
+    with pytest.raises(ValueError, match="use fully_shard instead"):
+        MetaAdamW(model.parameters())
+
+
+def test_flat_parameters_are_refused(processes: Callable[[int], Processes]) -> None:
+    """Those of the older FSDP look like ordinary ones, of another size on every rank."""
+    processes(2).run(flattened)
+
+
+def unrelated_meshes() -> None:
+    rank = dist.get_rank()
+    meshes = [DeviceMesh(device().type, ranks) for ranks in ([0, 1], [2, 3])]
+    own = meshes[rank // 2]
+    other = init_device_mesh(device().type, (2, 2), mesh_dim_names=("a", "b"))["a"]
+    params = [
+        nn.Parameter(distribute_tensor(torch.ones(4), mesh, [Shard(0)])) for mesh in (own, other)
+    ]
+    with pytest.raises(ValueError, match="must lie on one device mesh and slices of it"):
+        MetaAdamW(params)
+
+
+def test_unrelated_meshes_are_refused(processes: Callable[[int], Processes]) -> None:
+    processes(4).run(unrelated_meshes)
+
+
+def parts_of_the_world(case: Case) -> Tensor:
+    """Two models, each trained by half of the processes, as the stages of a pipeline are."""
+    rank = dist.get_rank()
+    mesh = init_device_mesh(device().type, (2, 2), mesh_dim_names=("stage", "data"))["data"]
+    model = fully_shard(Net().double().to(device()), mesh=mesh)
+    optimizer = MetaAdamW(fine_grained_groups(model), meta=MetaConfig(mode="online"))
+    if rank < 2:  # the others do not even step
+        for step in range(3):
+            loss_fn(model, batch_of(step, shard=(rank, 2))).backward()
+            optimizer.step()
+    return optimizer.modulation.alpha
+
+
+def test_part_of_the_world(processes: Callable[[int], Processes]) -> None:
+    first, second, *_ = processes(4).run(parts_of_the_world, Case())
+    assert torch.equal(first, second)
+
+
+def master_weights(case: Case) -> Tensor:
+    """Half-precision shards with master weights; their halves lie as the parameters do."""
+    model, optimizer = build(case)
+    for step in range(3):
+        backward(model, case, step)
+        optimizer.step()
+        optimizer.zero_grad()
+    for param in model.parameters():
+        for name, value in optimizer.state[param].items():
+            assert name == "step" or value.placements == param.placements
+    return optimizer.modulation.alpha
+
+
+def test_master_weights_of_shards(processes: Callable[[int], Processes]) -> None:
+    options = {"master_weights": True}
+    case = Case("fsdp", dtype=torch.bfloat16, optimizer=options)
+    first, second = processes(2).run(master_weights, case)
+    assert torch.equal(first, second)
