@@ -220,6 +220,9 @@ def test_split_inside_the_users_groups_keeps_their_hyperparameters(named):
 
     optimizer = MetaAdamW(groups, lr=1e-3)
     assert {g["lr"] for g in optimizer.param_groups} == {3e-4, 1e-3}
+
+    (alone,) = {g["name"].split(".")[0] for g in fine_grained_groups(model, sources[:1])}
+    assert alone == "decay"  # another network's groups may be added later
     assert optimizer.group_names == [g["name"] for g in groups]
 
 

@@ -99,8 +99,8 @@ def fine_grained_groups(
     Args:
         model: the model.
         param_groups: groups of the user's own (decay / no decay, say) over parameters of this
-            model; each is split on its own and its hyperparameters are kept. Parameters in none of
-            them are left out. None: all trainable ones.
+            model; each is split on its own, its hyperparameters are kept and its name comes before
+            those of its parts. Parameters in none of them are left out. None: all trainable ones.
         kinds: "extended" also tells convolution, recurrent and batch norm from "other" and reads a
             number at the start of a name (``nn.Sequential``) as depth; "paper" has the paper's five
             layer types.
@@ -148,7 +148,7 @@ def fine_grained_groups(
         if params is None:
             raise ValueError(f"param_groups[{index}] must have the key 'params'")
         source.pop("param_names", None)
-        label = source.pop("name", f"group{index}")
+        label = source.pop("name", f"group{index}" if len(sources) > 1 else None)
         for entry in [params] if isinstance(params, Tensor) else params:
             param = entry[1] if isinstance(entry, tuple) else entry
             if id(param) not in named:
@@ -170,7 +170,7 @@ def fine_grained_groups(
             bucket = _depth_bucket(depth)
             key = (index, layer_type, bucket, bias)
             if key not in groups:
-                prefix = f"{label}." if len(sources) > 1 else ""
+                prefix = "" if label is None else f"{label}."
                 groups[key] = {
                     "params": [],
                     "param_names": [],
