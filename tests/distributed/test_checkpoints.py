@@ -259,6 +259,19 @@ def test_several_optimizers_of_one_model(form: str, tmp_path: Path) -> None:
     assert not torch.equal(*learned)
 
 
+def test_the_learned_part_alone(tmp_path: Path) -> None:
+    """A fresh one has every tensor that there will ever be, so nothing is passed over."""
+    model = net()
+    optimizer = MetaAdamW(model.parameters(), lr=0.1, meta=ONLINE)
+    some_steps(model, optimizer)
+    dcp.save({"learned": optimizer.meta_state_dict()}, checkpoint_id=tmp_path, no_dist=True)
+    other = MetaAdamW(net().parameters(), lr=0.1, meta=ONLINE)
+    learned = other.meta_state_dict()
+    dcp.load({"learned": learned}, checkpoint_id=tmp_path, no_dist=True)
+    other.load_meta_state_dict(learned)
+    assert_same(other.meta_state_dict(), optimizer.meta_state_dict())
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_a_checkpoint_of_adamw_warns(form: str, tmp_path: Path) -> None:
     """It has no learned part, and partial loading would leave that of the fresh optimizer."""
