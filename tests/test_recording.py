@@ -280,3 +280,22 @@ def test_metrics_name_every_group():
         assert metrics[key("beta", name)] == modulation.beta[index]
     assert int(metrics["meta/applied"]) == 2
     assert int(metrics["meta/skipped"]) == 0
+
+
+def test_metrics_have_the_terms_of_the_last_meta_update() -> None:
+    model, optimizer = make(meta=MetaConfig(every=1))
+    train(model, optimizer, range(2))
+    assert not {"meta/total", "meta/loss_decrease"} & optimizer.metrics().keys()
+    update = meta_update(model, optimizer)
+    metrics = optimizer.metrics()
+    for term in ("total", "gradient_alignment", "loss_decrease", "generalization_gap"):
+        assert metrics[f"meta/{term}"] == getattr(update, term)
+    kept = metrics[f"{optimizer.group_names[0]}/alpha"]
+    before = float(kept)
+    train(model, optimizer, range(2, 4))
+    assert float(kept) == before  # a logger may read it later
+
+    model, optimizer = make(meta=MetaConfig(every=1, objective="loss_decrease"))
+    train(model, optimizer, range(2))
+    meta_update(model, optimizer)
+    assert "meta/gradient_alignment" not in optimizer.metrics()

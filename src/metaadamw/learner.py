@@ -23,6 +23,7 @@ from metaadamw.features import (
     tensor_columns,
 )
 from metaadamw.layout import Layout, Pair
+from metaadamw.lookahead import TERMS
 from metaadamw.meta_optimizer import MetaOptimizer
 from metaadamw.meta_update import MetaUpdate, TokensOf, check_batches, meta_gradient
 from metaadamw.modulator import Modulation, Modulator
@@ -104,6 +105,7 @@ class Learner:
         self.features: Tensor | None = None
         self.modulation: Modulation | None = None
         self.last: LastStep | None = None
+        self.report: MetaUpdate | None = None
         if schedule is not None:
             schedule.check_groups([str(group["name"]) for group in param_groups])
 
@@ -142,6 +144,20 @@ class Learner:
     def decay_corrected_at(self) -> int | None:
         """The t at which the authors' code corrects the weight decay like m; None: it does not."""
         return self.steps + 1 if "bias_corrected_decay" in self.meta.as_run else None
+
+    def metrics(self, names: Sequence[str]) -> dict[str, Tensor | int | float]:
+        """What a logger may want, flat, without waiting for the device."""
+        alpha, beta, *_ = (factor.clone() for factor in self.last_modulation)
+        result: dict[str, Tensor | int | float] = {}
+        for i, name in enumerate(names):
+            result[f"{name}/alpha"], result[f"{name}/beta"] = alpha[i], beta[i]
+        result["meta/steps"] = self.steps
+        result["meta/applied"] = self.applied.clone()
+        result["meta/skipped"] = self.skipped.clone()
+        if self.report is not None:
+            terms = {f"meta/{term}": getattr(self.report, term) for term in ("total", *TERMS)}
+            result |= {key: value for key, value in terms.items() if value is not None}
+        return result
 
     def regroup(self, param_groups: Sequence[Mapping[str, Any]]) -> None:
         """Take note of a changed list of groups: new rows, new layout; weights and moments stay."""
@@ -302,6 +318,7 @@ class Learner:
         self.applied += int(report.applied)
         self.skipped += int(not report.applied)
         self.last_meta_step = self.steps
+        self.report = report
         return report
 
     def restart_from(self, steps: int) -> None:

@@ -212,19 +212,13 @@ class MetaAdamW(Optimizer):
         """
         return self._learning.due
 
-    def metrics(self) -> dict[str, Tensor | int]:
-        """α and β of every group and the counts of meta-updates, flat, for any logger.
+    def metrics(self) -> dict[str, Tensor | int | float]:
+        """α and β of every group, the counts of meta-updates and the terms of the last, flat.
 
-        The values are 0-d tensors on the device: nothing is read back until the logger does.
+        For any logger. Most values are 0-d tensors on the device: nothing is read back until the
+        logger does.
         """
-        alpha, beta, *_ = self.modulation
-        result: dict[str, Tensor | int] = {}
-        for i, name in enumerate(self.group_names):
-            result[f"{name}/alpha"], result[f"{name}/beta"] = alpha[i], beta[i]
-        result["meta/steps"] = self.steps
-        result["meta/applied"] = self._learning.applied.clone()
-        result["meta/skipped"] = self._learning.skipped.clone()
-        return result
+        return self._learning.metrics(self.group_names)
 
     def group_features(self, grads: Sequence[Tensor | None] | None = None) -> Tensor:
         """The feature matrix [G, F] of the step about to be taken (Sec. 3.3).

@@ -10,9 +10,22 @@ from metaadamw.bench.commands import (  # isort: skip
     arms,
     data,
     run,
+    watch,
     sweep,
     report,
     doctor,
 )
 
-__all__ = ["app", "arms", "data", "demo", "doctor", "inspect", "report", "run", "sweep", "tasks"]
+__all__ = [
+    "app",
+    "arms",
+    "data",
+    "demo",
+    "doctor",
+    "inspect",
+    "report",
+    "run",
+    "sweep",
+    "tasks",
+    "watch",
+]

@@ -47,6 +47,7 @@ def metaadamw(
     - `metaadamw tasks`, `metaadamw arms`: what there is to run
     - `metaadamw run etth1 --arm metaadamw --seed 0`: one run; stopped at any moment, the same
       command goes on where it was
+    - `metaadamw watch runs/…`: a run while it goes on, from another terminal
     - `metaadamw sweep sweeps/small.toml --jobs 2`: many runs, none twice
     - `metaadamw report runs --out report`: tables, figures and statistics of what has run
 
