@@ -10,7 +10,7 @@ import pytest
 from metaadamw.integrations import require
 
 
-@pytest.mark.parametrize("extra", ["transformers"])
+@pytest.mark.parametrize("extra", ["lightning", "transformers"])
 def test_a_missing_framework_is_named(monkeypatch, extra):
     name = f"metaadamw.integrations.{extra}"
     monkeypatch.delitem(sys.modules, name, raising=False)
