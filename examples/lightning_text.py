@@ -101,9 +101,7 @@ def train(
     callbacks = [ModelCheckpoint(output, save_last=True), *options.pop("callbacks", [])]
     if mode == "lookahead":  # and here
         callbacks.append(MetaAdamWCallback(val_dataset=meta_validation))
-    trainer = Trainer(
-        max_epochs=epochs, gradient_clip_val=1.0, logger=False, callbacks=callbacks, **options
-    )
+    trainer = Trainer(max_epochs=epochs, gradient_clip_val=1.0, callbacks=callbacks, **options)
     last = output / "last.ckpt"
     trainer.fit(
         CharacterModel(mode, epochs * len(loader)),

@@ -89,6 +89,7 @@ class Evaluation:
         if new:
             self.streams[name] = self.unused
         self.streams[name].restore()
+        torch.clear_autocast_cache()  # of weights in half precision, which have moved since
         loss = self.loss_fn(self.model, batch)
         if isinstance(loss, Tensor) and is_distributed(loss):
             loss = cast(Any, loss).full_tensor()

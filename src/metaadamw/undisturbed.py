@@ -130,5 +130,6 @@ def undisturbed(model: nn.Module, params: list[Tensor]) -> Iterator[Snapshot]:
     finally:
         with torch.no_grad():
             torch._foreach_copy_(shards, values)
+        torch.clear_autocast_cache()
         module.restore()
         streams.restore()

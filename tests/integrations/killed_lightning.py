@@ -17,6 +17,14 @@ from lightning.pytorch import Callback, Trainer
 EXAMPLE = Path(__file__).parents[2] / "examples" / "lightning_text.py"
 
 
+QUIET: dict[str, Any] = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+
+
 class Losses(Callback):
     """Write every loss, to the last bit; die after a certain step."""
 
@@ -42,9 +50,7 @@ def train(output: Path, mode: str, kill_at: int = -1) -> Trainer:
         batch_size=8,
         examples=48,
         accumulate_grad_batches=2,
-        accelerator="cpu",
-        enable_progress_bar=False,
-        enable_model_summary=False,
+        **QUIET,
         callbacks=[Losses(output / "losses.txt", kill_at)],
     )
     return trainer
