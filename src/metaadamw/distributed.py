@@ -48,6 +48,11 @@ def local_gradient(grad: Tensor, param: Tensor) -> Tensor:
 class Shards:
     """How the parameters lie on the processes.
 
+    Attributes:
+        shares: for each parameter, what a local sum counts in the sum over all processes: 1 if they
+            hold shards of it, 1 / n if n of them hold the same.
+        split: whether any parameter is sharded at all.
+
     Args:
         params: the parameters, at least one of them a DTensor.
 
@@ -65,7 +70,6 @@ class Shards:
                     f"params must lie on one device mesh and slices of it, got {self.mesh} and "
                     f"{mesh}"
                 )
-        # A tensor that several processes hold whole, or whose every shard they hold, counts once.
         pieces = [_pieces(p) for p in params]
         self.shares = [n / self.mesh.size() for n in pieces]
         self.split = any(n > 1 for n in pieces)
@@ -78,11 +82,6 @@ class Shards:
         if self.mesh.size() == dist.get_world_size():
             return [dist.group.WORLD]
         return list(self.mesh.get_all_groups())
-
-    def sum(self, values: Tensor) -> Tensor:
-        """Sums over local shards, [..., P], as sums over whole tensors: the same everywhere."""
-        shares = torch.tensor(self.shares, dtype=values.dtype).to(values.device, non_blocking=True)
-        return self.total(values * shares)
 
     def total(self, values: Tensor) -> Tensor:
         """The sum over the processes."""

@@ -50,6 +50,7 @@ class Layout:
         )
         distributed = any(is_distributed(p) for p in params)
         self.shards = Shards(params) if distributed else None
+        self.shares = self.vector([] if self.shards is None else self.shards.shares)
         self.group_of = torch.tensor(group_of, dtype=torch.long, device=device)
         # Sums and means over the tensors of a group are one small matrix product.
         membership = torch.zeros(len(counts), len(group_of), dtype=dtype)
@@ -125,7 +126,7 @@ class Layout:
             return {}
         rows = self.stack(values).view(-1, len(pairs)).T
         if self.shards is not None and self.shards.split:
-            rows = self.shards.sum(rows)
+            rows = self.shards.total(rows * self.shares)
         return dict(zip(pairs, rows.unbind(0), strict=True))
 
     def _zeros(self, vector: Tensor | None, columns: Mapping[str, Column], i: int) -> Tensor:

@@ -117,7 +117,7 @@ def meta_gradient(
     used: HessianProduct | None = None
 
     def skipped(reason: str) -> MetaGradient:
-        if len(ranks.groups) > 0 and evaluation.suspects:
+        if ranks.groups and evaluation.suspects:
             reason += f" (rank {', '.join(map(str, evaluation.suspects))})"
         return MetaGradient(MetaUpdate(applied=False, skipped_reason=reason), None)
 

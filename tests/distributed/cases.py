@@ -94,7 +94,8 @@ class Case:
         accumulate: micro-batches of a step.
         reuse: meta-updates take loss and gradient of the training step.
         unused: the model has a part without gradient.
-        batch_norm: and a batch norm, whose statistics are buffers.
+        frozen: most of the model is not trained.
+        batch_norm: the model has a batch norm, whose statistics are buffers.
         dtype: of the parameters.
     """
 
@@ -108,6 +109,7 @@ class Case:
     accumulate: int = 1
     reuse: bool = False
     unused: bool = False
+    frozen: bool = False
     batch_norm: bool = False
     dtype: torch.dtype = torch.float64
 
@@ -195,6 +197,9 @@ META: dict[str, dict[str, Any]] = {
 def build(case: Case) -> tuple[nn.Module, MetaAdamW]:
     torch.manual_seed(0)
     net = Net(unused=case.unused, batch_norm=case.batch_norm).to(device(), case.dtype)
+    if case.frozen:
+        net.embedding.requires_grad_(False)
+        net.layers.requires_grad_(False)
     model = WRAPPERS[case.wrap](net, case)
     meta = MetaConfig(mode=case.mode, **{**META.get(case.mode, {}), **case.meta})
     optimizer = MetaAdamW(

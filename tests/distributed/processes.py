@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-PATIENCE = 90.0
+PATIENCE = 240.0
 """Seconds after which a function that has not come back is taken to hang."""
 
 

@@ -47,6 +47,8 @@ def test_lookahead(wrap: str, processes: Callable[[int], Processes]) -> None:
         ("fsdp", {"reuse": True}),
         ("ddp", {"accumulate": 2}),
         ("fsdp", {"accumulate": 2}),
+        ("ddp", {"frozen": True}),
+        ("fsdp", {"frozen": True}),
         ("ddp", {"unused": True}),
         ("fsdp", {"unused": True}),
         ("ddp", {"optimizer": {"maximize": True}, "reuse": True}),
