@@ -13,6 +13,7 @@ from metaadamw.groups import bare_name
 from metaadamw.master_weights import LOW_BITS, keeps_low_bits
 from metaadamw.state import moment_dtype
 from metaadamw.validation import check_hyperparameters
+from metaadamw.window import WINDOW_KEYS
 
 __all__ = [
     "adapt_param_groups",
@@ -278,7 +279,7 @@ def _check_moments(
             missing = [key for key in ("step", *MOMENTS) if key not in entry]
             if missing:
                 raise ValueError(f"{where} must have {missing[0]!r}, got only {sorted(entry)}")
-            for key in (*MOMENTS, *({LOW_BITS} & entry.keys())):
+            for key in (*MOMENTS, *({LOW_BITS, *WINDOW_KEYS} & entry.keys())):
                 _check_like(f"{where}: {key}", entry[key], param)
             step = entry["step"]
             if not isinstance(step, (int, float, Tensor)) or torch.as_tensor(step).numel() != 1:
@@ -299,6 +300,7 @@ def restore_moments(
         if not entry:
             continue
         dtypes = dict.fromkeys(MOMENTS, moment_dtype(param))
+        dtypes |= {key: param.dtype for key in WINDOW_KEYS if key in entry}
         if state[param].pop(LOW_BITS, None) is not None and keeps_low_bits(group, param):
             dtypes[LOW_BITS] = torch.int16
         for key, dtype in dtypes.items():

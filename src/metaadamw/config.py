@@ -20,6 +20,7 @@ FEATURE_SETS = (
     "scale_free",
     "basic_plus_as_run",
 )
+_META_RATES = {"sgd": 1e-4, "adam": 1e-3, "gauss_newton": 1.0}
 AS_RUN = ("detached_beta", "stored_moments", "frozen_gates", "bias_corrected_decay")
 
 
@@ -91,11 +92,16 @@ class ModulatorConfig:
         time_step: add the time step.
         feature_gating: multiply each column with a learned gate, regularised by
             ``MetaConfig.gate_sparsity``.
-        layers: encoder layers L, at least 1.
+        layers: encoder layers L; 0 for no attention: every group learns raw outputs of its own.
         heads: attention heads H; the features are zero-padded to a multiple of it.
         hidden_dim: width of the feed-forward part of a layer.
-        alpha_range: Eq. 7, α lies in 1 ± alpha_range / 2; from 0 (α is 1) to 2.
+        alpha_range: Eq. 7, α lies in 1 ± alpha_range / 2; from 0 (α is 1) to 2. With
+            ``scale="log"`` the largest :math:`|\log\alpha|`, any number from 0.
         beta_range: Eq. 8, likewise for β.
+        scale: "linear" (Eqs. 7–8) or "log" (ours): :math:`\alpha = \exp(r\tanh(raw/r))` with
+            r = alpha_range, so that halving is as far away as doubling; likewise for β.
+        alpha_start: α at birth with ``init="identity"``, within its range. Below 1 it is a warm-up
+            that lasts until what is learned ends it.
         init: "identity" (output layer zero: α = β = 1 until something was learned) or "xavier"
             (paper).
         update_every: steps between two refreshes of α and β; they are held in between.
@@ -118,6 +124,8 @@ class ModulatorConfig:
     hidden_dim: int = 16
     alpha_range: float = 1.0
     beta_range: float = 1.0
+    scale: Literal["linear", "log"] = "linear"
+    alpha_start: float = 1.0
     init: Literal["identity", "xavier"] = "identity"
     update_every: int = 1
 
@@ -126,11 +134,42 @@ class ModulatorConfig:
         check_choice("features", self.features, FEATURE_SETS)
         for flag in ("second_moment_norm", "time_step", "feature_gating"):
             check_flag(flag, getattr(self, flag))
-        for count in ("layers", "heads", "hidden_dim", "update_every"):
+        check_count("layers", self.layers, 0)
+        for count in ("heads", "hidden_dim", "update_every"):
             check_count(count, getattr(self, count), 1)
-        check_number("alpha_range", self.alpha_range, 0.0, 2.0)
-        check_number("beta_range", self.beta_range, 0.0, 2.0)
+        if self.feature_gating and not self.layers:
+            raise ValueError("feature_gating must be False with layers=0: no feature is read")
+        check_choice("scale", self.scale, ("linear", "log"))
+        widest = 2.0 if self.scale == "linear" else math.inf
+        check_number("alpha_range", self.alpha_range, 0.0, widest)
+        check_number("beta_range", self.beta_range, 0.0, widest)
         check_choice("init", self.init, ("identity", "xavier"))
+        low, high = self.alpha_limits
+        check_number("alpha_start", self.alpha_start, low, high)
+        if self.alpha_start != 1.0:
+            if self.init != "identity":
+                raise ValueError(f"alpha_start must be 1 with init={self.init!r}")
+            if self.alpha_start in (low, high):
+                raise ValueError(
+                    f"alpha_start must be within ({low}, {high}), got {self.alpha_start!r}"
+                )
+
+    @property
+    def alpha_limits(self) -> tuple[float, float]:
+        """The least and the greatest α."""
+        if self.scale == "linear":
+            return 1 - self.alpha_range / 2, 1 + self.alpha_range / 2
+        return math.exp(-self.alpha_range), math.exp(self.alpha_range)
+
+    @property
+    def raw_start(self) -> float:
+        """The raw output that ``alpha_start`` comes from."""
+        if self.alpha_start == 1.0:
+            return 0.0
+        if self.scale == "linear":
+            share = 0.5 + (self.alpha_start - 1) / self.alpha_range
+            return math.log(share / (1 - share))
+        return self.alpha_range * math.atanh(math.log(self.alpha_start) / self.alpha_range)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,9 +186,14 @@ class MetaConfig:
         fixed_weights: weights of the three terms under "fixed".
         every: :math:`K_{meta}`, steps between two meta-updates.
         warmup_steps: training steps before the first one.
-        optimizer: what moves the modulator; "sgd" (paper) or "adam". None: "adam" in mode "online",
-            else "sgd".
-        lr: its learning rate :math:`\eta_{meta}`. None: 1e-3 for "adam", 1e-4 for "sgd".
+        window: mode "online": steps between two meta-updates and of their horizon; 1 compares
+            consecutive steps. Needs two more copies of the parameters where above 1.
+        optimizer: what moves the modulator; "sgd" (paper), "adam", or "gauss_newton" (ours, mode
+            "online"): the smallest change of the modulator that moves its raw outputs by the
+            signal times ``lr``. None: "sgd" in mode "lookahead"; in mode "online" "adam", with a
+            window "gauss_newton".
+        lr: its learning rate :math:`\eta_{meta}`. None: 1e-3 for "adam", 1e-4 for "sgd", 1.0 for
+            "gauss_newton".
         weight_decay: coefficient of :math:`\sum \lVert W \rVert_2` (not squared) over encoder
             tensors and output weight.
         hvp: product of Hessian and vector for Eq. 10: "exact", "finite_difference" (central),
@@ -182,7 +226,8 @@ class MetaConfig:
     fixed_weights: tuple[float, ...] = (1.0, 0.3, 0.3)
     every: int = 100
     warmup_steps: int = 0
-    optimizer: Literal["sgd", "adam"] | None = None
+    window: int = 1
+    optimizer: Literal["sgd", "adam", "gauss_newton"] | None = None
     lr: float | None = None
     weight_decay: float = 1e-4
     hvp: Literal["auto", "exact", "finite_difference", "forward_difference"] = "auto"
@@ -204,11 +249,17 @@ class MetaConfig:
         check_numbers("fixed_weights", self.fixed_weights, 3, 0.0)
         check_count("every", self.every, 1)
         check_count("warmup_steps", self.warmup_steps, 0)
+        check_count("window", self.window, 1)
+        if self.window > 1 and self.mode != "online":
+            raise ValueError(f"window must be 1 in mode {self.mode!r}, got {self.window}")
         if self.optimizer is None:
-            object.__setattr__(self, "optimizer", "adam" if self.mode == "online" else "sgd")
-        check_choice("optimizer", self.optimizer, ("sgd", "adam"))
+            online = "adam" if self.window == 1 else "gauss_newton"
+            object.__setattr__(self, "optimizer", online if self.mode == "online" else "sgd")
+        check_choice("optimizer", self.optimizer, tuple(_META_RATES))
+        if self.optimizer == "gauss_newton" and self.mode == "lookahead":
+            raise ValueError("optimizer must be 'sgd' or 'adam' in mode 'lookahead'")
         if self.lr is None:
-            object.__setattr__(self, "lr", 1e-3 if self.optimizer == "adam" else 1e-4)
+            object.__setattr__(self, "lr", _META_RATES[str(self.optimizer)])
         check_number("lr", self.lr, 0.0)
         check_number("weight_decay", self.weight_decay, 0.0)
         check_choice("hvp", self.hvp, ("auto", "exact", "finite_difference", "forward_difference"))

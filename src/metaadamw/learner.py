@@ -11,7 +11,6 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from metaadamw import checkpoint
 from metaadamw.alignment import HessianProduct
 from metaadamw.config import MetaConfig, ModulatorConfig
 from metaadamw.evaluation import LossFunction
@@ -22,11 +21,13 @@ from metaadamw.features import (
     needed_products,
     tensor_columns,
 )
+from metaadamw.gauss_newton import gauss_newton_gradient
 from metaadamw.layout import Layout, Pair
+from metaadamw.learned_state import learned_state, restore
 from metaadamw.lookahead import TERMS
 from metaadamw.meta_optimizer import MetaOptimizer
 from metaadamw.meta_update import MetaUpdate, TokensOf, check_batches, meta_gradient
-from metaadamw.modulator import Modulation, Modulator
+from metaadamw.modulator import BaseModulator, Modulation, Modulator
 from metaadamw.online import (
     ONLINE_PRODUCTS,
     LastStep,
@@ -37,8 +38,10 @@ from metaadamw.online import (
 from metaadamw.precision import full_precision
 from metaadamw.ranks import Ranks
 from metaadamw.replay import Schedule
+from metaadamw.scalars import GroupScalars
 from metaadamw.tokens import Token
 from metaadamw.uncertainty import PriorityUncertaintyWeighting
+from metaadamw.window import WINDOW_PRODUCTS, begin_window, displacements, window_signal
 
 __all__ = ["Learner"]
 
@@ -79,22 +82,26 @@ class Learner:
         self.table = feature_table(config)
         self.products = needed_products(self.table)
         self.layout = Layout(param_groups, device, dtype)
-        self.modulator = Modulator(
-            len(self.table),
-            len(param_groups),
-            config,
-            embedding_dim=EMBEDDING_DIM.get(config.features, 0),
-            frozen_gates="frozen_gates" in meta.as_run,
-            seed=seed,
-            device=device,
-            dtype=dtype,
+        self.modulator: BaseModulator = (
+            Modulator(
+                len(self.table),
+                len(param_groups),
+                config,
+                embedding_dim=EMBEDDING_DIM.get(config.features, 0),
+                frozen_gates="frozen_gates" in meta.as_run,
+                seed=seed,
+                device=device,
+                dtype=dtype,
+            )
+            if config.layers
+            else GroupScalars(len(param_groups), config, device=device, dtype=dtype)
         )
         self.weighting = PriorityUncertaintyWeighting(
             meta.priorities, bound=meta.log_variance_bound, device=device, dtype=dtype
         )
-        self.optimizer = MetaOptimizer(
-            cast(Literal["sgd", "adam"], meta.optimizer), cast(float, meta.lr)
-        )
+        # Gauss–Newton is another gradient for the same step.
+        kind: Literal["sgd", "adam"] = "adam" if meta.optimizer == "adam" else "sgd"
+        self.optimizer = MetaOptimizer(kind, cast(float, meta.lr))
         self.on_host = device.type == "cpu" and not capturable
         self.hvp: Literal["auto"] | HessianProduct = meta.hvp
         self.steps = 0
@@ -116,6 +123,11 @@ class Learner:
             return 0.0
         sparsity = self.meta.gate_sparsity
         return self.meta.weight_decay if sparsity is None else sparsity
+
+    @property
+    def period(self) -> int:
+        """Steps between two refreshes of α and β."""
+        return self.config.update_every if self.meta.window == 1 else self.meta.window
 
     @property
     def learned(self) -> list[Tensor]:
@@ -186,11 +198,15 @@ class Learner:
         if self.schedule is not None:
             layout = self.layout
             self.modulation = self.schedule.at(self.steps, layout.device, layout.dtype)
-        elif self.modulation is None or self.steps % self.config.update_every == 0:
+        elif self.modulation is None or self.steps % self.period == 0:
             self._follow([token.group for token in tokens])
             columns, pairs = tensor_columns(tokens), self.products
             learns = self.meta.mode == "online" and self.steps >= self.meta.warmup_steps
-            if learns and self.last is not None:
+            in_windows = self.meta.window > 1
+            if learns and in_windows:
+                columns["displacement"] = displacements(tokens)
+                pairs = list(dict.fromkeys([*pairs, *WINDOW_PRODUCTS]))
+            elif learns and self.last is not None:
                 columns["direction"] = directions(
                     tokens,
                     self.last,
@@ -199,10 +215,15 @@ class Learner:
                 )
                 pairs = list(dict.fromkeys([*pairs, *ONLINE_PRODUCTS]))
             products = self.layout.products(columns, pairs)
-            if learns and self.last is not None:
-                self._learn_online(products, self.last)
+            if learns and not in_windows and self.last is not None:
+                self._learn(self.last.features, *online_signal(products, self.last, self.layout))
             features = self._finite(self._features(products))
             self.features = self._kept(self.features, features)
+            if in_windows and self.steps % self.meta.window == 0:
+                if learns:
+                    signal = window_signal(products, self.layout)
+                    self._learn(self.features, signal, torch.zeros_like(signal))
+                begin_window(tokens)
             factors: Modulation = self.modulator(self.features)
             old = self.modulation or (None,) * len(factors)
             self.modulation = Modulation(*map(self._kept, old, factors))
@@ -223,18 +244,20 @@ class Learner:
         self.skipped += ~finite
         return torch.where(finite, features, held)
 
-    def _learn_online(self, products: Mapping[Pair, Tensor], last: LastStep) -> None:
-        """One update from the step before and the gradient that followed it."""
-        signals = online_signal(products, last, self.layout)
+    def _learn(self, features: Tensor, *signals: Tensor) -> None:
+        """One update from what the gradient said of α and β, each [G]."""
         learned = self.learned
-        gradient = modulator_gradient(
-            self.modulator,
-            last.features,
-            *signals,
-            learned,
-            self.meta.weight_decay,
-            self.gate_sparsity,
-        )
+        if self.meta.optimizer == "gauss_newton":
+            gradient = gauss_newton_gradient(self.modulator, features, signals, learned)
+        else:
+            gradient = modulator_gradient(
+                self.modulator,
+                features,
+                signals,
+                learned,
+                self.meta.weight_decay,
+                self.gate_sparsity,
+            )
         # One flag on the device: asking the host here would stall an accelerator at every step.
         ok = torch.isfinite(torch.stack([t.sum() for t in (*signals, *gradient)])).all()
         self.optimizer.step(learned, gradient, ok)
@@ -248,7 +271,7 @@ class Learner:
         self.steps += 1
         if self.capturable:
             self.device_steps += 1
-        if self.meta.mode == "online" and self.features is not None:
+        if self.meta.mode == "online" and self.meta.window == 1 and self.features is not None:
             moved = tuple(g is not None for token in tokens for g in token.grads)
             hyperparameters = tuple((*t.group["betas"], t.group["eps"]) for t in tokens)
             old = self.last or (None, None, None)
@@ -329,66 +352,8 @@ class Learner:
 
     def state_dict(self, param_groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Plain tensors, numbers and strings."""
-        state: dict[str, Any] = {
-            "version": checkpoint.VERSION,
-            "features": [feature.name for feature in self.table],
-            "architecture": {
-                key: getattr(self.config, key) for key in ("heads", "alpha_range", "beta_range")
-            },
-            "groups": checkpoint.group_signature(param_groups),
-            "modulator": {k: v.detach().clone() for k, v in self.modulator.state_dict().items()},
-            "raw_log_variances": self.weighting.raw_log_variances.detach().clone(),
-            "meta_optimizer": self.optimizer.state_dict(self.learned),
-            "steps": self.steps,
-            "last_meta_step": self.last_meta_step,
-            "applied": self.applied.clone(),
-            "skipped": self.skipped.clone(),
-        }
-        # Distributed checkpointing fills the tensors it is shown, so a fresh optimizer shows all.
-        layout = self.layout
-        matrix, row = layout.zero.expand(len(layout.sizes), len(self.table)), layout.numel * 0
-        features = matrix if self.features is None else self.features
-        held, rates, decays, moved, numbers = self.last or LastStep(
-            *(matrix, row, row),
-            (False,) * len(layout.groups),
-            ((0.0, 0.0, 0.0),) * len(layout.sizes),
-        )
-        state["held_features"] = features.clone()
-        state["modulation"] = [factor.clone() for factor in self.last_modulation]
-        state["last_step"] = [
-            *(held.clone(), rates.clone(), decays.clone()),
-            *(list(moved), [list(entry) for entry in numbers]),
-        ]
-        known = self.features, self.modulation, self.last
-        state["known"] = {
-            key: value is not None for key, value in zip(checkpoint.POSITION, known, strict=True)
-        }
-        return state
+        return learned_state(self, param_groups)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a checked ``state``."""
-
-        def ours(tensor: Tensor) -> Tensor:
-            return tensor.detach().to(device=self.layout.device, dtype=self.layout.dtype, copy=True)
-
-        self.modulator.load_state_dict(state["modulator"])
-        with torch.no_grad():
-            self.weighting.raw_log_variances.copy_(state["raw_log_variances"])
-        self.optimizer.load_state_dict(state["meta_optimizer"], self.learned)
-        self.steps = state["steps"]
-        self.device_steps.fill_(self.steps)
-        self.last_meta_step = state["last_meta_step"]
-        self.applied.copy_(state["applied"])
-        self.skipped.copy_(state["skipped"])
-        self.features = self.modulation = self.last = None
-        if state["known"]["held_features"]:
-            self.features = ours(state["held_features"])
-        if state["known"]["modulation"]:
-            self.modulation = Modulation(*map(ours, state["modulation"]))
-        if state["known"]["last_step"]:
-            features, rates, decays, moved, hyperparameters = state["last_step"]
-            self.last = LastStep(
-                *(ours(features), ours(rates), ours(decays)),
-                tuple(moved),
-                tuple((beta1, beta2, eps) for beta1, beta2, eps in hyperparameters),
-            )
+        restore(self, state)

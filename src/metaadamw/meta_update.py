@@ -14,7 +14,7 @@ from metaadamw.config import MetaConfig
 from metaadamw.evaluation import Evaluation, LossFunction
 from metaadamw.layout import Layout
 from metaadamw.lookahead import TERMS, Lookahead, Term, needed_batches, terms_of
-from metaadamw.modulator import Modulator
+from metaadamw.modulator import BaseModulator
 from metaadamw.precision import full_precision
 from metaadamw.ranks import Ranks
 from metaadamw.tokens import Token
@@ -98,7 +98,7 @@ def meta_gradient(
     params: list[Tensor],
     tokens_of: TokensOf,
     features_of: Callable[[Sequence[Token]], Tensor],
-    modulator: Modulator,
+    modulator: BaseModulator,
     weighting: PriorityUncertaintyWeighting,
     learned: Sequence[Tensor],
     layout: Layout,
@@ -168,9 +168,7 @@ def meta_gradient(
             )
         else:
             total = values[0]
-        loss = total + config.weight_decay * modulator.regulariser()
-        if modulator.config.feature_gating:
-            loss = loss + gate_sparsity * modulator.gate_logits.abs().sum()
+        loss = total + modulator.penalty(config.weight_decay, gate_sparsity)
         gradient = torch.autograd.grad(  # step 7
             loss, list(learned), allow_unused=True, materialize_grads=True
         )

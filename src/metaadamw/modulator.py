@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from metaadamw.config import ModulatorConfig
 from metaadamw.precision import full_precision
 
-__all__ = ["Modulation", "Modulator"]
+__all__ = ["BaseModulator", "Modulation", "Modulator"]
 
 
 class Modulation(NamedTuple):
     r"""What the modulator says of each group (Eqs. 7–9); each tensor has shape [G].
 
     Attributes:
-        alpha: factor on the learning rate, within 1 ± alpha_range / 2.
-        beta: factor on the weight decay, within 1 ± beta_range / 2.
+        alpha: factor on the learning rate, within 1 ± alpha_range / 2 (or that of the log scale).
+        beta: factor on the weight decay, likewise.
         lambda1: weight of :math:`\lVert g'_g \rVert^2` in Eq. 10, within (0, 1).
         lambda2: weight of :math:`\cos(g_g, g'_g)` in Eq. 10, within (0, 1).
     """
@@ -53,7 +53,62 @@ def encoder_layer(x: Tensor, weights: Sequence[Tensor], heads: int) -> Tensor:
     return x + F.linear(F.relu(F.linear(y, weight1, bias1)), weight2, bias2)
 
 
-class Modulator(nn.Module):
+class BaseModulator(nn.Module):
+    """Whatever gives raw outputs, [G, 4], and learns: the ``Modulator``, or what it is compared to.
+
+    Args:
+        config: the ranges and the scale of the factors.
+    """
+
+    def __init__(self, config: ModulatorConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def raw_outputs(self, features: Tensor) -> Tensor:
+        """Eqs. 5–6: features [G, F] to the raw outputs, [G, 4]."""
+        raise NotImplementedError
+
+    def grow(self, num_groups: int) -> None:
+        """Make room for groups that were added; the others keep what they have learned."""
+
+    def penalty(self, weight_decay: float, gate_sparsity: float) -> Tensor:
+        """What the meta-objective adds for large weights and open gates."""
+        raise NotImplementedError
+
+    def forward(self, features: Tensor) -> Modulation:
+        r"""Eqs. 5–9.
+
+        .. math:: \alpha_g = 1 + range_\alpha (\sigma(\alpha_g^{raw}) - 0.5), \quad
+                  \beta_g = 1 + range_\beta (\sigma(\beta_g^{raw}) - 0.5), \quad
+                  \lambda_{i,g} = \sigma(\lambda_{i,g}^{raw})
+
+        On the log scale :math:`\alpha_g = \exp(r\tanh(\alpha_g^{raw}/r))`, r the range; likewise β.
+
+        Args:
+            features: shape [G, F].
+
+        Raises:
+            ValueError: features of another shape.
+        """
+        return self.factors(self.raw_outputs(features))
+
+    def factors(self, raw: Tensor) -> Modulation:
+        """Eqs. 7–9 from raw outputs, [G, 4]."""
+        alpha, beta, lambda1, lambda2 = raw.unbind(1)
+        return Modulation(
+            alpha=self._factor(alpha, self.config.alpha_range),
+            beta=self._factor(beta, self.config.beta_range),
+            lambda1=torch.sigmoid(lambda1),
+            lambda2=torch.sigmoid(lambda2),
+        )
+
+    def _factor(self, raw: Tensor, width: float) -> Tensor:
+        if self.config.scale == "linear":
+            return 1 + width * (torch.sigmoid(raw) - 0.5)
+        return torch.exp(width * torch.tanh(raw / width) if width else 0 * raw)
+
+
+class Modulator(BaseModulator):
     r"""Transformer encoder over the groups, then a linear output and sigmoids (Eqs. 5–9).
 
     Pre-norm layers, ReLU, no dropout, no final norm; the model dimension D is the number of
@@ -87,8 +142,8 @@ class Modulator(nn.Module):
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        self.config, self.seed, self.frozen_gates = config, seed, frozen_gates
+        super().__init__(config)
+        self.seed, self.frozen_gates = seed, frozen_gates
         self.num_features = num_features
         heads = config.heads
         self.dim = -(-(num_features + embedding_dim) // heads) * heads
@@ -123,6 +178,7 @@ class Modulator(nn.Module):
         if config.init == "identity":
             nn.init.zeros_(self.output_weight)
         self.output_bias = full(0.0, 4)
+        nn.init.constant_(self.output_bias[0], config.raw_start)
         if config.feature_gating:
             self.gate_logits = full(1.0, num_features)
         if embedding_dim:
@@ -158,6 +214,13 @@ class Modulator(nn.Module):
             total = total + torch.linalg.vector_norm(stacked.flatten(1), dim=1).sum()
         return total
 
+    def penalty(self, weight_decay: float, gate_sparsity: float) -> Tensor:
+        r""":math:`\text{weight\_decay}\sum\lVert W\rVert_2 + \text{gate\_sparsity}\sum|gate|`."""
+        total = weight_decay * self.regulariser()
+        if self.config.feature_gating:
+            total = total + gate_sparsity * self.gate_logits.abs().sum()
+        return total
+
     def encode(self, features: Tensor) -> Tensor:
         """Eq. 5: features [G, F] to Z [G, D]."""
         x = features
@@ -186,15 +249,8 @@ class Modulator(nn.Module):
             x = encoder_layer(x, weights, self.config.heads)
         return x
 
-    def forward(self, features: Tensor) -> Modulation:
-        r"""Eqs. 5–9.
-
-        .. math:: \alpha_g = 1 + range_\alpha (\sigma(\alpha_g^{raw}) - 0.5), \quad
-                  \beta_g = 1 + range_\beta (\sigma(\beta_g^{raw}) - 0.5), \quad
-                  \lambda_{i,g} = \sigma(\lambda_{i,g}^{raw})
-
-        Args:
-            features: shape [G, F].
+    def raw_outputs(self, features: Tensor) -> Tensor:
+        """Eqs. 5–6: features [G, F] to the raw outputs, [G, 4].
 
         Raises:
             ValueError: the number of columns is not F.
@@ -204,11 +260,4 @@ class Modulator(nn.Module):
                 f"features must have shape [G, {self.num_features}], got {tuple(features.shape)}"
             )
         with full_precision(features.device):
-            raw = F.linear(self.encode(features), self.output_weight, self.output_bias)  # Eq. 6
-        alpha, beta, lambda1, lambda2 = torch.sigmoid(raw).unbind(1)
-        return Modulation(
-            alpha=1 + self.config.alpha_range * (alpha - 0.5),
-            beta=1 + self.config.beta_range * (beta - 0.5),
-            lambda1=lambda1,
-            lambda2=lambda2,
-        )
+            return F.linear(self.encode(features), self.output_weight, self.output_bias)

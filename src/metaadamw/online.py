@@ -27,7 +27,7 @@ from torch import Tensor
 
 from metaadamw.adamw import update_direction
 from metaadamw.layout import Column, Layout, Pair, cosines
-from metaadamw.modulator import Modulation, Modulator
+from metaadamw.modulator import BaseModulator, Modulation
 from metaadamw.tokens import Token
 
 __all__ = [
@@ -148,10 +148,9 @@ def online_signal(
 
 
 def modulator_gradient(
-    modulator: Modulator,
+    modulator: BaseModulator,
     features: Tensor,
-    signal_alpha: Tensor,
-    signal_beta: Tensor,
+    signals: Sequence[Tensor],
     learned: Sequence[Tensor],
     weight_decay: float,
     gate_sparsity: float,
@@ -159,11 +158,8 @@ def modulator_gradient(
     r"""Gradient of :math:`\sum_g s_{\alpha,g}\alpha_g + s_{\beta,g}\beta_g` and regularisers."""
     with torch.enable_grad():
         modulation: Modulation = modulator(features)
-        loss = signal_alpha @ modulation.alpha + signal_beta @ modulation.beta
-        if weight_decay:
-            loss = loss + weight_decay * modulator.regulariser()
-        if modulator.config.feature_gating and gate_sparsity:
-            loss = loss + gate_sparsity * modulator.gate_logits.abs().sum()
+        loss = signals[0] @ modulation.alpha + signals[1] @ modulation.beta
+        loss = loss + modulator.penalty(weight_decay, gate_sparsity)
         gradient = torch.autograd.grad(
             loss, list(learned), allow_unused=True, materialize_grads=True
         )

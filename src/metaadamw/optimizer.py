@@ -15,7 +15,7 @@ from metaadamw.config import MetaConfig, ModulatorConfig, check_count
 from metaadamw.evaluation import LossFunction
 from metaadamw.learner import Learner
 from metaadamw.meta_update import MetaUpdate
-from metaadamw.modulator import Modulation, Modulator
+from metaadamw.modulator import BaseModulator, Modulation
 from metaadamw.precision import full_precision
 from metaadamw.replay import Schedule
 from metaadamw.state import create_state, only_creates_state
@@ -170,7 +170,7 @@ class MetaAdamW(Optimizer):
     # What can be read ----------------------------------------------------------------------------
 
     @property
-    def modulator(self) -> Modulator:
+    def modulator(self) -> BaseModulator:
         """The attention module, features [G, F] to ``Modulation``; differentiable."""
         return self._learning.modulator
 
@@ -276,7 +276,8 @@ class MetaAdamW(Optimizer):
         shards = self._learning.layout.shards
         only_state = not self.state and only_creates_state(self.param_groups, shards)
         on_device = self.defaults["capturable"] or self.defaults["fused"]
-        create_state(self.param_groups, cast(Any, self.state), on_device=on_device)
+        windows = self._learning.meta.window > 1
+        create_state(self.param_groups, self.state, on_device=on_device, windows=windows)
         if only_state:
             return
         tokens = self._tokens(maximize=self.defaults["maximize"])

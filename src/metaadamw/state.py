@@ -10,6 +10,7 @@ from torch import Tensor
 
 from metaadamw.distributed import Shards, local
 from metaadamw.master_weights import LOW_BITS, keeps_low_bits
+from metaadamw.window import create_window
 
 __all__ = ["create_state", "moment_dtype", "only_creates_state"]
 
@@ -24,6 +25,7 @@ def create_state(
     state: dict[Tensor, dict[str, Any]],
     *,
     on_device: bool,
+    windows: bool = False,
 ) -> None:
     """Zero state for every parameter that has a gradient for the first time.
 
@@ -31,6 +33,7 @@ def create_state(
         param_groups: the optimizer's groups.
         state: its state, a ``defaultdict``.
         on_device: keep the step counters on the device of the parameters.
+        windows: also what ``metaadamw.window`` keeps.
     """
     for group in param_groups:
         for param in group["params"]:
@@ -45,6 +48,8 @@ def create_state(
                 entry["exp_avg_sq"] = torch.zeros_like(param, dtype=dtype)
             if keeps_low_bits(group, param) and LOW_BITS not in entry:
                 entry[LOW_BITS] = torch.zeros_like(param, dtype=torch.int16)
+            if windows:
+                create_window(entry, param)
 
 
 def only_creates_state(

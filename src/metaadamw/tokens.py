@@ -41,6 +41,8 @@ class Token:
         exp_avg_sqs: second moments v, likewise.
         steps: step counters, likewise.
         low_bits: lower halves of float32 master weights, None where there are none.
+        window_starts: parameters at the start of the window, likewise.
+        displacements: how far the window before went, likewise.
     """
 
     group: dict[str, Any]
@@ -50,6 +52,8 @@ class Token:
     exp_avg_sqs: list[Tensor | None]
     steps: list[Tensor | None]
     low_bits: list[Tensor | None]
+    window_starts: list[Tensor | None]
+    displacements: list[Tensor | None]
 
     @classmethod
     def of(
@@ -81,6 +85,8 @@ class Token:
                 [view(s["exp_avg_sq"]) if s else None for s in states],
                 [s.get("step") for s in states],
                 [local(s[LOW_BITS]) if LOW_BITS in s else None for s in states],
+                [view(s["window_start"]) if "window_start" in s else None for s in states],
+                [view(s["displacement"]) if "displacement" in s else None for s in states],
             )
         return cls(
             group,
@@ -90,4 +96,6 @@ class Token:
             [s.get("exp_avg_sq") for s in states],
             [s.get("step") for s in states],
             [s.get(LOW_BITS) for s in states],
+            [s.get("window_start") for s in states],
+            [s.get("displacement") for s in states],
         )

@@ -86,6 +86,19 @@ def _metaadamw(meta: MetaConfig) -> Callable[[PreparedTask], dict[str, Any]]:
     }
 
 
+def _window(layers: int) -> dict[str, Any]:
+    modulator = ModulatorConfig(
+        features="scale_free", layers=layers, scale="log", alpha_range=3.0, alpha_start=0.5
+    )
+    meta = MetaConfig(mode="online", window=25)
+    return {
+        "grouping": "extended",
+        "modulator": asdict(modulator),
+        "meta": asdict(meta),
+        "meta_updates": "library",
+    }
+
+
 def _paper(task: PreparedTask, *, as_run: bool = False) -> dict[str, Any]:
     """The paper's settings, meta-updates as often per epoch as there."""
     if get_task(task.name).paper is None:
@@ -201,6 +214,28 @@ ARMS = {
             ),
             build=optimizers.metaadamw,
             settings=_metaadamw(MetaConfig(mode="online")),
+            modulated=True,
+        ),
+        Arm(
+            name="metaadamw-window",
+            title="MetaAdamW, online in windows",
+            description=(
+                "online with a horizon: the displacement of 25 steps against the mean gradient 25 "
+                "steps later, factors on a logarithmic scale, the modulator moved by Gauss–Newton"
+            ),
+            build=optimizers.metaadamw,
+            settings=lambda task: _window(layers=1),
+            modulated=True,
+        ),
+        Arm(
+            name="metaadamw-scalars",
+            title="no attention, online in windows",
+            description=(
+                "metaadamw-window with a factor for each group in place of the modulator: what the "
+                "signal achieves without attention"
+            ),
+            build=optimizers.metaadamw,
+            settings=lambda task: _window(layers=0),
             modulated=True,
         ),
         Arm(

@@ -32,7 +32,7 @@ _FIRST = (
 )
 
 # What other authors propose, or what tells learning from chance: to be beaten.
-_CONTROLS = ("metaadamw-paper", "metaadamw-as-run", "metaadamw-random")
+_CONTROLS = ("metaadamw-paper", "metaadamw-as-run", "metaadamw-random", "metaadamw-scalars")
 
 
 def arm_order(arm: str) -> tuple[int, str]:

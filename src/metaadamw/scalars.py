@@ -1,0 +1,55 @@
+"""No attention: the factors of every group learned by themselves, for comparison."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from metaadamw.config import ModulatorConfig
+from metaadamw.modulator import BaseModulator
+
+__all__ = ["GroupScalars"]
+
+
+class GroupScalars(BaseModulator):
+    """No attention: raw outputs that belong to one group each, whatever the features are.
+
+    What the same signal achieves without the Transformer; it takes its place with ``layers=0``.
+
+    Args:
+        num_groups: G.
+        config: ranges and scale.
+    """
+
+    def __init__(
+        self,
+        num_groups: int,
+        config: ModulatorConfig,
+        *,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(config)
+        self.raw = nn.Parameter(torch.zeros(0, 4, device=device, dtype=dtype))
+        self.grow(num_groups)
+
+    def grow(self, num_groups: int) -> None:
+        """Let new groups begin at α = alpha_start, β = 1."""
+        new = self.raw.new_zeros(num_groups - len(self.raw), 4)
+        new[:, 0] = self.config.raw_start
+        self.raw = nn.Parameter(torch.cat([self.raw.detach(), new]))
+
+    def penalty(self, weight_decay: float, gate_sparsity: float) -> Tensor:
+        """The distance from α = β = 1; there are no gates."""
+        norm: Tensor = torch.linalg.vector_norm(self.raw)
+        return weight_decay * norm
+
+    def raw_outputs(self, features: Tensor) -> Tensor:
+        """The raw outputs, [G, 4]; of the features only their number of rows is read.
+
+        Raises:
+            ValueError: the number of rows is not G.
+        """
+        if len(features) != len(self.raw):
+            raise ValueError(f"features must have {len(self.raw)} rows, got {len(features)}")
+        return self.raw

@@ -1,0 +1,227 @@
+"""Online mode in windows: against a twin that keeps every parameter of every step."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from metaadamw import MetaAdamW, MetaConfig, ModulatorConfig, fine_grained_groups
+from metaadamw.gauss_newton import DAMPING, gauss_newton
+from tests.reference.window import train_in_windows
+
+WINDOW = 4
+SCALARS = ModulatorConfig(layers=0, scale="log", alpha_range=2.0)
+ATTENTION = ModulatorConfig(features="scale_free", layers=1, scale="log", alpha_range=2.0)
+META = MetaConfig(mode="online", window=WINDOW, lr=2.0)
+
+
+def tensors(seed: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(3, 2), (5,), ()]
+    return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+
+
+def noisy_gradients(theta, step):
+    """Of an ill-conditioned quadratic, with noise that follows from the step."""
+    generator = torch.Generator().manual_seed(step)
+    return [
+        10.0**i * p + torch.randn(p.shape, generator=generator, dtype=p.dtype)
+        for i, p in enumerate(theta)
+    ]
+
+
+def optimizer_of(params, modulator=SCALARS, meta=META, **options):
+    groups = [{"params": [p], "name": f"g{i}"} for i, p in enumerate(params)]
+    return MetaAdamW(groups, lr=0.02, modulator=modulator, meta=meta, **options)
+
+
+def run(optimizer, params, steps, start=0):
+    for step in range(start + 1, start + steps + 1):
+        for p, g in zip(params, noisy_gradients([p.detach() for p in params], step), strict=True):
+            p.grad = g
+        optimizer.step()
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("path", [{}, {"foreach": True}, {"fused": True}], ids=str)
+def test_scalars_follow_the_twin(seed, path):
+    params = [nn.Parameter(p) for p in tensors(seed)]
+    history, alphas = train_in_windows(
+        tensors(seed), noisy_gradients, steps=30, window=WINDOW, lr=0.02, gain=2.0, alpha_range=2.0
+    )
+    optimizer = optimizer_of(params, **path)
+    for step in range(30):
+        run(optimizer, params, 1, step)
+        # Both sum in float64 in other orders; thirty steps amplify that a little.
+        found, expected = (
+            optimizer.modulation.alpha,
+            torch.tensor(alphas[step], dtype=torch.float64),
+        )
+        torch.testing.assert_close(found.detach(), expected, rtol=1e-10, atol=0)
+        for p, q in zip(params, history[step + 1], strict=True):
+            torch.testing.assert_close(p.detach(), q, rtol=1e-10, atol=1e-12)
+    assert optimizer.modulation.alpha.sub(1).abs().min() > 1e-2
+    assert (optimizer.modulation.beta == 1).all()
+
+
+@pytest.mark.parametrize("modulator", [SCALARS, ATTENTION], ids=["scalars", "attention"])
+def test_adamw_until_two_windows_are_over(modulator):
+    params, others = ([nn.Parameter(p) for p in tensors(0)] for _ in range(2))
+    optimizer = optimizer_of(params, modulator)
+    adamw = torch.optim.AdamW([{"params": [p]} for p in others], lr=0.02)
+    run(optimizer, params, 2 * WINDOW)
+    run(adamw, others, 2 * WINDOW)
+    assert all(torch.equal(p, q) for p, q in zip(params, others, strict=True))
+    run(optimizer, params, 1, 2 * WINDOW)
+    run(adamw, others, 1, 2 * WINDOW)
+    assert not any(torch.equal(p, q) for p, q in zip(params, others, strict=True))
+
+
+@pytest.mark.parametrize("modulator", [SCALARS, ATTENTION], ids=["scalars", "attention"])
+@pytest.mark.parametrize("cut", [1, WINDOW, 2 * WINDOW + 1, 3 * WINDOW + 2])
+@pytest.mark.parametrize("way", ["file", "deepcopy"])
+def test_resume_is_exact(modulator, cut, way):
+    params = [nn.Parameter(p) for p in tensors(1)]
+    optimizer = optimizer_of(params, modulator)
+    run(optimizer, params, cut)
+    if way == "file":
+        file = io.BytesIO()
+        torch.save([optimizer.state_dict(), [p.detach() for p in params]], file)
+        file.seek(0)
+        state, values = torch.load(file, weights_only=True)
+        others = [nn.Parameter(p) for p in values]
+        resumed = optimizer_of(others, modulator)
+        resumed.load_state_dict(state)
+    else:
+        others, resumed = copy.deepcopy((params, optimizer))
+    run(optimizer, params, 3 * WINDOW, cut)
+    run(resumed, others, 3 * WINDOW, cut)
+    assert all(torch.equal(p, q) for p, q in zip(params, others, strict=True))
+    assert torch.equal(optimizer.modulation.alpha, resumed.modulation.alpha)
+
+
+def test_a_missing_gradient_moves_no_factor_of_its_group():
+    params = [nn.Parameter(p) for p in tensors(2)]
+    optimizer = optimizer_of(params)
+    for step in range(1, 5 * WINDOW):
+        params[0].grad, params[1].grad, _ = noisy_gradients([p.detach() for p in params], step)
+        optimizer.step()
+    alpha = optimizer.modulation.alpha
+    assert alpha[2] == 1
+    assert (alpha[:2] != 1).all()
+
+
+def test_a_non_finite_gradient_teaches_nothing():
+    params = [nn.Parameter(p) for p in tensors(2)]
+    optimizer = optimizer_of(params)
+    run(optimizer, params, 2 * WINDOW)
+    before = optimizer.modulator.raw.detach().clone()
+    optimizer.state[params[0]]["exp_avg"].fill_(torch.nan)
+    run(optimizer, params, 1, 2 * WINDOW)
+    assert torch.equal(optimizer.modulator.raw, before)
+    assert optimizer.metrics()["meta/skipped"] > 0
+
+
+def test_an_adamw_checkpoint_begins_its_windows_where_it_is_loaded():
+    params = [nn.Parameter(p) for p in tensors(3)]
+    adamw = torch.optim.AdamW([{"params": [p]} for p in params], lr=0.02)
+    run(adamw, params, 5)
+    optimizer = optimizer_of(params)
+    with pytest.warns(UserWarning, match="no learned part"):
+        optimizer.load_state_dict(adamw.state_dict())
+    run(optimizer, params, 6 * WINDOW, 5)
+    assert optimizer.modulation.alpha.isfinite().all()
+    assert (optimizer.modulation.alpha != 1).all()
+
+
+def test_half_precision_and_complex_parameters():
+    params = [
+        nn.Parameter(torch.randn(6, dtype=torch.bfloat16)),
+        nn.Parameter(torch.randn(4, dtype=torch.complex64)),
+    ]
+    optimizer = optimizer_of(params)
+    for step in range(5 * WINDOW):
+        torch.manual_seed(step)
+        for p in params:
+            p.grad = p.detach() + torch.randn_like(p)
+        optimizer.step()
+    assert optimizer.modulation.alpha.isfinite().all()
+    assert (optimizer.modulation.alpha != 1).all()
+
+
+def test_windows_in_a_real_model():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 32), nn.LayerNorm(32), nn.ReLU(), nn.Linear(32, 1))
+    optimizer = MetaAdamW(
+        fine_grained_groups(model),
+        lr=1e-4,
+        modulator=ATTENTION,
+        meta=MetaConfig(mode="online", window=10),
+    )
+    x = torch.randn(512, 8)
+    y = x.square().sum(1, keepdim=True)
+    for _ in range(100):
+        rows = torch.randint(512, (32,))
+        optimizer.zero_grad()
+        nn.functional.mse_loss(model(x[rows]), y[rows]).backward()
+        optimizer.step()
+    # A rate far too low is seen to be too low by every group.
+    assert (optimizer.modulation.alpha > 2).all()
+
+
+@pytest.mark.parametrize("outputs", [3, 8])
+def test_gauss_newton_does_what_it_is_asked_to(outputs):
+    torch.manual_seed(outputs)
+    weight = torch.randn(outputs, 5, dtype=torch.float64)
+    phi, unused = torch.randn(5, dtype=torch.float64, requires_grad=True), torch.ones(2, dtype=torch.float64)
+    unused.requires_grad_()
+    change = torch.randn(outputs, dtype=torch.float64)
+    step, nothing = gauss_newton(weight @ phi, change, [phi, unused])
+    square = weight @ weight.T
+    mu = DAMPING * square.diagonal().mean()
+    expected = weight.T @ torch.linalg.inv(square + mu * torch.eye(outputs)) @ change
+    torch.testing.assert_close(step, expected, rtol=1e-10, atol=1e-12)
+    assert torch.equal(nothing, torch.zeros_like(unused))
+    # It never does more than it is asked to.
+    assert (weight @ step).norm() <= change.norm()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"window": 4}, "window must be 1 in mode 'lookahead', got 4"),
+        ({"window": 0, "mode": "online"}, "window must be an integer >= 1"),
+        ({"optimizer": "gauss_newton"}, "must be 'sgd' or 'adam' in mode 'lookahead'"),
+    ],
+)
+def test_bad_windows_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        MetaConfig(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"alpha_start": 0.4}, r"alpha_start must be in \[0.5, 1.5\], got 0.4"),
+        ({"alpha_start": 0.5}, r"alpha_start must be within \(0.5, 1.5\), got 0.5"),
+        ({"alpha_start": 0.75, "init": "xavier"}, "alpha_start must be 1 with init='xavier'"),
+        ({"layers": 0, "feature_gating": True}, "feature_gating must be False with layers=0"),
+        ({"scale": "logarithmic"}, "scale must be one of"),
+    ],
+)
+def test_bad_factors_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ModulatorConfig(**arguments)
+
+
+@pytest.mark.parametrize("scale", ["linear", "log"])
+@pytest.mark.parametrize("layers", [0, 2])
+def test_alpha_starts_where_it_is_told(scale, layers):
+    config = ModulatorConfig(scale=scale, layers=layers, alpha_start=0.75)
+    optimizer = MetaAdamW([torch.ones(3, requires_grad=True)], modulator=config)
+    alpha = optimizer.modulator(torch.randn(1, len(optimizer.feature_names))).alpha
+    assert alpha.item() == pytest.approx(0.75, abs=1e-6)
