@@ -183,7 +183,7 @@ def test_gauss_newton_does_what_it_is_asked_to(outputs):
     step, nothing = gauss_newton(weight @ phi, change, [phi, unused])
     square = weight @ weight.T
     mu = DAMPING * square.diagonal().mean()
-    expected = weight.T @ torch.linalg.inv(square + mu * torch.eye(outputs)) @ change
+    expected = weight.T @ torch.linalg.inv(square + mu * torch.eye(outputs, dtype=mu.dtype)) @ change
     torch.testing.assert_close(step, expected, rtol=1e-10, atol=1e-12)
     assert torch.equal(nothing, torch.zeros_like(unused))
     # It never does more than it is asked to.
