@@ -177,13 +177,13 @@ def test_windows_in_a_real_model():
 def test_gauss_newton_does_what_it_is_asked_to(outputs):
     torch.manual_seed(outputs)
     weight = torch.randn(outputs, 5, dtype=torch.float64)
-    phi, unused = torch.randn(5, dtype=torch.float64, requires_grad=True), torch.ones(2, dtype=torch.float64)
-    unused.requires_grad_()
+    phi, unused = (torch.randn(n, dtype=torch.float64, requires_grad=True) for n in (5, 2))
     change = torch.randn(outputs, dtype=torch.float64)
     step, nothing = gauss_newton(weight @ phi, change, [phi, unused])
     square = weight @ weight.T
     mu = DAMPING * square.diagonal().mean()
-    expected = weight.T @ torch.linalg.inv(square + mu * torch.eye(outputs, dtype=mu.dtype)) @ change
+    damped = square + mu * torch.eye(outputs, dtype=mu.dtype)
+    expected = weight.T @ torch.linalg.solve(damped, change)
     torch.testing.assert_close(step, expected, rtol=1e-10, atol=1e-12)
     assert torch.equal(nothing, torch.zeros_like(unused))
     # It never does more than it is asked to.
