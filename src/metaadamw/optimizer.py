@@ -311,7 +311,7 @@ class MetaAdamW(Optimizer):
         the last bit, also when ``loss_fn`` raises.
 
         Args:
-            model: the model, passed on to ``loss_fn``.
+            model: the model, passed on to ``loss_fn``; under DDP the wrapped one.
             loss_fn: ``loss_fn(model, batch)`` -> scalar loss with a graph.
             batch1: training batch B1, of the hypothetical step. None with ``training_loss``.
             batch2: training batch B2, of the gradient after it (objectives "gradient_alignment"
