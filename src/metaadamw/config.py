@@ -187,7 +187,8 @@ class MetaConfig:
         every: :math:`K_{meta}`, steps between two meta-updates.
         warmup_steps: training steps before the first one.
         window: mode "online": steps between two meta-updates and of their horizon; 1 compares
-            consecutive steps. Needs two more copies of the parameters where above 1.
+            consecutive steps. Above 1 it needs two more copies of the parameters, and should be
+            well above :math:`1/(1-\beta_1)`: 25 or more.
         optimizer: what moves the modulator; "sgd" (paper), "adam", or "gauss_newton" (ours, mode
             "online"): the smallest change of the modulator that moves its raw outputs by the
             signal times ``lr``. None: "sgd" in mode "lookahead"; in mode "online" "adam", with a

@@ -1,8 +1,7 @@
 r"""Beyond the paper: the free hypergradient with a longer horizon.
 
-What the next gradient says of the last step is dominated by the noise of that step: curvature
-undoes it within a few steps, so every rate looks too high (the short-horizon bias). A window of K
-steps lets it be undone first. The displacement of a window,
+One step is mostly noise, and so is what the next gradient says of it. Over K steps the noise
+averages out while progress adds up. The displacement of a window,
 
 .. math:: D_{t,g} = \theta_{t,g} - \theta_{t-K,g},
 
@@ -11,7 +10,8 @@ meets the mean gradient at the end of the next one, which AdamW keeps anyway as 
 .. math:: \partial L/\partial\log\alpha_g \approx \cos(m_{t+K,g}, D_{t,g})
 
 is negative as long as going on where the window went would lower the loss. It costs three inner
-products every K steps and two copies of the parameters.
+products every K steps and two copies of the parameters. K has to be well above
+:math:`1/(1-\beta_1)`, the memory of m: what m still knows of the window itself always says go on.
 """
 
 from __future__ import annotations
