@@ -2,6 +2,7 @@ r"""Sec. 3.4: the attention module :math:`\Phi`, from features [G, F] to α, β,
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -53,7 +54,7 @@ def encoder_layer(x: Tensor, weights: Sequence[Tensor], heads: int) -> Tensor:
     return x + F.linear(F.relu(F.linear(y, weight1, bias1)), weight2, bias2)
 
 
-class BaseModulator(nn.Module):
+class BaseModulator(nn.Module, ABC):
     """Whatever gives raw outputs, [G, 4], and learns: the ``Modulator``, or what it is compared to.
 
     Args:
@@ -64,16 +65,17 @@ class BaseModulator(nn.Module):
         super().__init__()
         self.config = config
 
+    @abstractmethod
     def raw_outputs(self, features: Tensor) -> Tensor:
         """Eqs. 5–6: features [G, F] to the raw outputs, [G, 4]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def grow(self, num_groups: int) -> None:
         """Make room for groups that were added; the others keep what they have learned."""
 
+    @abstractmethod
     def penalty(self, weight_decay: float, gate_sparsity: float) -> Tensor:
         """What the meta-objective adds for large weights and open gates."""
-        raise NotImplementedError
 
     def forward(self, features: Tensor) -> Modulation:
         r"""Eqs. 5–9.
