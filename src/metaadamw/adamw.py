@@ -354,6 +354,8 @@ def modulated_adamw(
         if isinstance(lr, Tensor):
             # foreach and fused take a number from the CPU
             lr = lr.item() if on_host and path != "plain" else lr.reshape(())
+            if isinstance(alpha, Tensor):
+                lr = _near(lr, alpha.device)
         if decay_corrected_at is not None:
             weight_decay = weight_decay / (1 - token.group["betas"][0] ** decay_corrected_at)
         rates.append(lr * alpha)
@@ -371,4 +373,6 @@ def modulated_adamw(
 
 def _near(value: Number, device: torch.device) -> Number:
     """A number that lives on another accelerator, brought to this one."""
-    return value.to(device, non_blocking=True) if _on_device(value) else value  # type: ignore[union-attr]
+    if not isinstance(value, Tensor) or value.is_cpu:
+        return value
+    return value.to(device, non_blocking=device.type != "cpu")  # the host must wait for its copy

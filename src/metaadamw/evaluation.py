@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from metaadamw.distributed import is_distributed, local_gradient
 from metaadamw.precision import full_precision
 from metaadamw.ranks import Ranks
-from metaadamw.undisturbed import RandomStreams
+from metaadamw.undisturbed import RandomStreams, devices_of
 
 __all__ = ["Evaluation", "LossFunction", "once_differentiable", "twice_differentiable"]
 
@@ -79,7 +79,7 @@ class Evaluation:
     ) -> None:
         self.model, self.loss_fn, self.params, self.ranks = model, loss_fn, list(params), ranks
         self.sign = -1.0 if maximize else 1.0
-        self.devices = [p.device for p in params]
+        self.devices = devices_of(model, params)
         self.streams: dict[str, RandomStreams] = {}
         self.unused = RandomStreams(self.devices)
         self.suspects: list[int] = []

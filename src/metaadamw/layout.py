@@ -51,7 +51,7 @@ class Layout:
         distributed = any(is_distributed(p) for p in params)
         self.shards = Shards(params) if distributed else None
         self.shares = self.vector([] if self.shards is None else self.shards.shares)
-        self.group_of = torch.tensor(group_of, dtype=torch.long, device=device)
+        self.group_of = torch.tensor(group_of, dtype=torch.long).to(device)
         # Sums and means over the tensors of a group are one small matrix product.
         membership = torch.zeros(len(counts), len(group_of), dtype=dtype)
         for row, start, n in zip(
@@ -93,7 +93,8 @@ class Layout:
     def stack(self, values: Sequence[Tensor]) -> Tensor:
         """Scalars of any device and precision as one vector."""
         if not self.uniform:
-            values = [v.to(self.zero, non_blocking=True) for v in values]
+            waits = self.device.type == "cpu"  # the host must, for numbers of a device
+            values = [v.to(self.zero, non_blocking=not waits) for v in values]
         return torch.stack(list(values)) if values else self.zero.expand(0)
 
     def products(self, columns: Mapping[str, Column], pairs: Sequence[Pair]) -> dict[Pair, Tensor]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from metaadamw.distributed import is_distributed, local, local_gradient
 from metaadamw.master_weights import LOW_BITS
+from metaadamw.validation import check_state_devices
 
 __all__ = ["Token", "real_view", "view"]
 
@@ -73,6 +74,7 @@ class Token:
         # .get, because indexing the defaultdict would create state for parameters that never had a
         # gradient.
         states = [state.get(p) or {} for p in params]
+        check_state_devices(params, states)
         if any(p.is_complex() or is_distributed(p) for p in params):
             return cls(
                 group,

@@ -64,7 +64,7 @@ class PriorityUncertaintyWeighting(nn.Module):
             check_number("bound", bound, 0.0, open_low=True)
         self.kind, self.bound = kind, bound
         self.register_buffer(
-            "priorities", torch.tensor(list(priorities), device=device, dtype=dtype)
+            "priorities", torch.tensor(list(priorities), dtype=dtype).to(device=device)
         )
         self.raw_log_variances = nn.Parameter(
             torch.zeros(len(priorities), device=device, dtype=dtype)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from metaadamw.distributed import local
 
-__all__ = ["RandomStreams", "undisturbed"]
+__all__ = ["RandomStreams", "devices_of", "undisturbed"]
 
 
 class RandomStreams:
@@ -39,6 +39,11 @@ class RandomStreams:
         torch.set_rng_state(self.cpu)
         for device, state in zip(self.devices, self.accelerators, strict=True):
             torch.get_device_module(device).set_rng_state(state, device)
+
+
+def devices_of(model: nn.Module, params: Iterable[Tensor]) -> list[torch.device]:
+    """Where a loss may draw random numbers: frozen parts may lie elsewhere than the trained."""
+    return [t.device for t in (*params, *model.parameters(), *model.buffers())]
 
 
 class _Module:
@@ -107,7 +112,7 @@ def undisturbed(model: nn.Module, params: list[Tensor]) -> Iterator[Snapshot]:
         RuntimeError: the block has moved a large frozen part of the model.
     """
     # Everything that can fail (out of memory) comes before anything is set aside.
-    streams = RandomStreams(p.device for p in params)
+    streams = RandomStreams(devices_of(model, params))
     held = {id(p) for p in params}
     trained = [p for p in params if p.requires_grad]
     others: list[Tensor] = [p for p in model.parameters() if id(p) not in held]

@@ -19,6 +19,7 @@ __all__ = [
     "check_hyperparameters",
     "check_model",
     "check_param_group",
+    "check_state_devices",
     "check_type",
     "free_name",
 ]
@@ -144,6 +145,17 @@ def check_dense_gradients(params: list[Tensor]) -> None:
             raise ValueError(
                 f"gradients must be dense, got one with layout {param.grad.layout} for a parameter "
                 f"of shape {tuple(param.shape)}; construct nn.Embedding with sparse=False"
+            )
+
+
+def check_state_devices(params: Sequence[Tensor], states: Sequence[Mapping[str, Any]]) -> None:
+    """Raise ``ValueError`` unless moments are where their parameter is."""
+    for param, state in zip(params, states, strict=True):
+        if state and state["exp_avg"].device != param.device:
+            raise ValueError(
+                f"state must be on the device of its parameter, {param.device}, got exp_avg on "
+                f"{state['exp_avg'].device}; to keep moments elsewhere, keep the parameters there "
+                "as well (fully_shard with CPUOffloadPolicy)"
             )
 
 

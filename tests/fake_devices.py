@@ -1,0 +1,71 @@
+"""Devices that this machine does not have: which tensor lies where is real, the numbers are not.
+
+An operation on tensors of different devices is an error here as there. Registers a backend, so it
+must run in a process of its own; not a test.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+from metaadamw import MetaAdamW, MetaConfig, ModulatorConfig
+
+NAME = "elsewhere"
+
+
+def devices(names: list[str]) -> list[str]:
+    """Register the backend once; "a" and "b" are two devices of it."""
+    if torch._C._get_privateuse1_backend_name() != NAME:
+        _setup_privateuseone_for_python_backend(NAME)
+    return [{"a": f"{NAME}:0", "b": f"{NAME}:1"}.get(name, name) for name in names]
+
+
+class Copies(TorchFunctionMode):
+    """Numbers of a device that the host reads without having waited for them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unwaited = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func is torch.Tensor.to and (kwargs or {}).get("non_blocking"):
+            self.unwaited += result.is_cpu and not args[0].is_cpu
+        return result
+
+
+def steps(
+    names: list[str], mode: Any, features: str, moved: bool = False, **options: Any
+) -> dict[str, Any]:
+    """Three steps of a layer on each device; where everything has ended up."""
+    at = devices(names)
+    with FakeTensorMode(), Copies() as copies:
+        layers = [nn.Linear(4, 4, device=device) for device in at]
+        optimizer = MetaAdamW(
+            [{"params": list(layer.named_parameters())} for layer in layers],
+            lr=1e-3,
+            modulator=ModulatorConfig(features=features),
+            meta=MetaConfig(mode=mode),
+            capturable=True,  # the numbers that the host would read do not exist
+            **options,
+        )
+        for step in range(3):
+            for param in (p for layer in layers for p in layer.parameters()):
+                param.grad = torch.ones_like(param)
+            if moved and step == 2:
+                for state in optimizer.state.values():
+                    state["exp_avg"] = state["exp_avg"].cpu()
+            optimizer.step()
+        state = [optimizer.state[layer.weight] for layer in layers]
+        return {
+            "wanted": at,
+            "modulation": str(optimizer.modulation.alpha.device),
+            "moments": [str(s["exp_avg"].device) for s in state],
+            "unwaited": copies.unwaited,
+        }

@@ -1,0 +1,155 @@
+"""Parameters frozen, unfrozen and added while training: those and no others notice."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import AdamW
+
+from metaadamw import MetaAdamW, MetaConfig, ModulatorConfig
+from tests.training import assert_same
+
+XAVIER = ModulatorConfig(init="xavier", layers=1)
+modes = pytest.mark.parametrize("mode", ["online", "lookahead"])
+ways = pytest.mark.parametrize("way", ["requires_grad", "no gradient"])
+
+
+class Towers(nn.Module):
+    """Towers that do not see each other, so that a gradient depends on its own tower alone."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.towers = nn.ModuleList(
+            nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 1)) for _ in range(count)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([tower(x) for tower in self.towers], 1)
+
+
+def loss_fn(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return (model(x) - x.sin().sum(1, keepdim=True)).square().mean(0).sum()
+
+
+def towers(count: int = 3) -> Towers:
+    torch.manual_seed(0)
+    return Towers(count).double()
+
+
+def batch(index: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(index)
+    return torch.randn(16, 4, dtype=torch.float64, generator=generator)
+
+
+def step(model: nn.Module, optimizer: Any, index: int, frozen: nn.Module | None = None) -> None:
+    optimizer.zero_grad()
+    loss_fn(model, batch(index)).backward()
+    if frozen is not None:
+        for param in frozen.parameters():
+            param.grad = None
+    optimizer.step()
+    if isinstance(optimizer, MetaAdamW) and optimizer.meta_update_due:
+        batches = [batch(1000 + 3 * index + i) for i in range(3)]
+        assert optimizer.update_attention(model, loss_fn, *batches).applied
+
+
+def groups_of(model: Towers) -> list[dict[str, Any]]:
+    return [{"params": list(tower.parameters())} for tower in model.towers]
+
+
+def states(model: Towers, optimizer: Any) -> list[Any]:
+    """Weights, moments and counters of every tower."""
+    return [
+        [(p.detach().clone(), copy.copy(optimizer.state.get(p, {}))) for p in tower.parameters()]
+        for tower in model.towers
+    ]
+
+
+def run(optimizer_of: Any, way: str, added: bool) -> tuple[Towers, Any]:
+    """Twelve steps: the second tower rests in steps 4 to 7, the third may come in at step 6."""
+    model = towers()
+    groups = groups_of(model)
+    optimizer = optimizer_of(groups[:2] if added else groups)
+    for index in range(12):
+        frozen = model.towers[1] if 4 <= index < 8 else None
+        if way == "requires_grad":
+            model.towers[1].requires_grad_(frozen is None)
+            frozen = None
+        if added and index == 6:
+            optimizer.add_param_group(groups[2])
+        step(model, optimizer, index, frozen)
+    return model, optimizer
+
+
+@modes
+@ways
+@pytest.mark.parametrize("added", [False, True])
+def test_with_a_still_modulator_it_is_adamw(mode, way, added):
+    """Counters of each parameter included: one that rested, or came late, has fewer steps."""
+
+    def ours(groups: Any) -> MetaAdamW:
+        return MetaAdamW(groups, lr=1e-2, meta=MetaConfig(mode=mode, every=2, lr=0.0))
+
+    mine, theirs = run(ours, way, added), run(lambda g: AdamW(g, lr=1e-2), way, added)
+    assert_same(states(*mine), states(*theirs))
+    counts = [float(mine[1].state[tower[0].weight]["step"]) for tower in mine[0].towers]
+    assert counts == [12.0, 8.0, 6.0 if added else 12.0]
+
+
+@modes
+@ways
+def test_a_resting_group_is_not_touched(mode, way):
+    """Not by steps, nor by meta-updates; its gradient counts as zero in the features."""
+    model = towers()
+    optimizer = MetaAdamW(
+        groups_of(model), lr=1e-2, modulator=XAVIER, meta=MetaConfig(mode=mode, every=2, lr=1e-2)
+    )
+    for index in range(4):
+        step(model, optimizer, index)
+    resting = copy.deepcopy(states(model, optimizer)[1])
+    if way == "requires_grad":
+        model.towers[1].requires_grad_(False)
+    for index in range(4, 8):
+        step(model, optimizer, index, model.towers[1])
+        assert optimizer.features[1, optimizer.feature_names.index("grad_norm")] == 0
+        assert (optimizer.features[[0, 2], 0] > 0).all()
+    assert_same(states(model, optimizer)[1], resting)
+    model.towers[1].requires_grad_(True)
+    step(model, optimizer, 8)
+    assert float(optimizer.state[model.towers[1][0].weight]["step"]) == 5.0
+    assert (optimizer.features[:, 0] > 0).all()
+
+
+def test_resting_either_way_is_the_same():
+    """In both the modulator learns the same, at every step of mode "online"."""
+
+    def ours(groups: Any) -> MetaAdamW:
+        meta = MetaConfig(mode="online", lr=1e-2)
+        return MetaAdamW(groups, lr=1e-2, modulator=XAVIER, meta=meta)
+
+    (model, optimizer), (other, its) = run(ours, "requires_grad", True), run(ours, "none", True)
+    assert_same(states(model, optimizer), states(other, its))
+    assert_same(optimizer.meta_state_dict(), its.meta_state_dict())
+
+
+def test_the_groups_that_were_there_see_what_they_saw():
+    """Adding a group changes no feature of the others; the signal starts anew one step later."""
+    model = towers()
+    groups = groups_of(model)
+    meta = MetaConfig(mode="online", lr=1e-2)
+    optimizer = MetaAdamW(groups[:2], lr=1e-2, modulator=XAVIER, meta=meta)
+    for index in range(4):
+        step(model, optimizer, index)
+    alone = copy.deepcopy((model, optimizer))
+    optimizer.add_param_group({"params": list(model.towers[2].parameters())})
+    step(*alone, 4)
+    step(model, optimizer, 4)
+    assert_same(optimizer.features[:2], alone[1].features)
+    assert int(optimizer.metrics()["meta/applied"]) == 3
+    assert int(alone[1].metrics()["meta/applied"]) == 4
+    step(model, optimizer, 5)
+    assert int(optimizer.metrics()["meta/applied"]) == 4
