@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
@@ -23,6 +24,8 @@ def devices(names: list[str]) -> list[str]:
     """Register the backend once; "a" and "b" are two devices of it."""
     if torch._C._get_privateuse1_backend_name() != NAME:
         _setup_privateuseone_for_python_backend(NAME)
+        # Numbers of up to so many entries are followed, on a device that cannot hold them.
+        fake_tensor.CONSTANT_NUMEL_LIMIT = -1
     return [{"a": f"{NAME}:0", "b": f"{NAME}:1"}.get(name, name) for name in names]
 
 
