@@ -79,6 +79,13 @@ def batch_of(number: int, *, shard: tuple[int, int] = (0, 1)) -> tuple[Tensor, T
     return tokens[rank::size].to(device()), target[rank::size].to(device())
 
 
+WINDOWS: dict[str, Any] = {
+    "modulator": {"features": "scale_free", "layers": 1, "scale": "log", "alpha_range": 2.0},
+    "meta": {"window": 3, "optimizer": "gauss_newton", "lr": 2.0},
+}
+"""Arguments of a ``Case`` in online mode that learns in windows."""
+
+
 @dataclass
 class Case:
     """What is trained and how.

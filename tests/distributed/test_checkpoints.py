@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from metaadamw import MetaAdamW, MetaConfig, fine_grained_groups
 from tests.distributed.cases import (
+    WINDOWS,
     Case,
     batch_of,
     build,
@@ -158,6 +159,16 @@ def test_continue_on_another_number_of_processes(
         else:  # the order of sums over processes differs
             for expected in (run, saved(case, after)[1]):
                 assert_close(ranks[0]["end"], expected["end"])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_windows_go_on(form: str, processes: Any, tmp_path: Path) -> None:
+    """Starts and displacements of windows are shards like the moments."""
+    case = Case(wrap="fsdp", **WINDOWS)
+    run = processes(2).run(save, case, str(tmp_path))[0]
+    for rank in processes(4).run(load, case, str(tmp_path), form):
+        assert_same(rank["cut"], run["cut"])
+        assert_close(rank["end"], run["end"])
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from metaadamw import MetaAdamW, MetaConfig, fine_grained_groups
 from tests.distributed.cases import (
+    WINDOWS,
     Case,
     Collectives,
     Net,
@@ -41,6 +42,15 @@ def test_online(wrap: str, features: str, processes: Callable[[int], Processes])
     for size in SIZES:
         ranks = processes(size).run(train, replace(case, wrap=wrap))
         assert_like_one_process(ranks, single)
+
+
+@pytest.mark.parametrize("wrap", ["ddp", "fsdp", "mixed", "tp"])
+def test_windows(wrap: str, processes: Callable[[int], Processes]) -> None:
+    case = Case(**WINDOWS, steps=15)
+    single = train(case)
+    assert (single["modulation"][-1] - 1).abs().max() > 0.1  # it has learned something
+    for size in (2, 4):
+        assert_like_one_process(processes(size).run(train, replace(case, wrap=wrap)), single)
 
 
 @pytest.mark.parametrize(
