@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import pytest
@@ -391,3 +392,21 @@ def test_a_failed_meta_update_stays_due():
     with pytest.raises(ZeroDivisionError):
         meta_update(model, optimizer, loss=lambda m, b: 1 / 0)
     assert optimizer.meta_update_due
+
+
+@pytest.mark.parametrize("mode", ["lookahead", "online", "off"])
+def test_a_missed_meta_update_is_said_aloud(mode):
+    """Look-ahead without ``update_attention`` is AdamW: nobody should find out by accident."""
+    model, optimizer = make(meta=MetaConfig(mode=mode, every=2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(model, optimizer, range(2))
+        if optimizer.meta_update_due:
+            meta_update(model, optimizer)
+        train(model, optimizer, range(2, 4))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train(model, optimizer, range(4, 6))
+    messages = [str(warning.message) for warning in caught]
+    assert len(messages) == (mode == "lookahead")
+    assert all(m.startswith("a meta-update was due and update_attention was") for m in messages)

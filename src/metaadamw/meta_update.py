@@ -2,6 +2,7 @@ r"""Algorithm 2 from end to end: what ``MetaAdamW.update_attention`` does and re
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,7 +22,14 @@ from metaadamw.tokens import Token
 from metaadamw.uncertainty import PriorityUncertaintyWeighting
 from metaadamw.undisturbed import undisturbed
 
-__all__ = ["MetaGradient", "MetaUpdate", "TokensOf", "check_batches", "meta_gradient"]
+__all__ = [
+    "MetaGradient",
+    "MetaUpdate",
+    "TokensOf",
+    "check_batches",
+    "meta_gradient",
+    "warn_of_missed_update",
+]
 
 TokensOf = Callable[[Sequence[Tensor | None]], list[Token]]
 """The groups' tensors with the given gradients."""
@@ -67,6 +75,15 @@ class MetaGradient:
 
     report: MetaUpdate
     grads: list[Tensor] | None
+
+
+def warn_of_missed_update() -> None:
+    """Say aloud that nothing is learned, which otherwise only a look at α would show."""
+    warnings.warn(
+        "a meta-update was due and update_attention was not called, so α and β do not learn: call "
+        "it when optimizer.meta_update_due, or choose MetaConfig(mode='online') or 'off'",
+        stacklevel=5,
+    )
 
 
 def _finite(*tensors: Tensor | None) -> bool:

@@ -14,7 +14,7 @@ from metaadamw.adamw import choose_path, modulated_adamw
 from metaadamw.config import MetaConfig, ModulatorConfig, check_count
 from metaadamw.evaluation import LossFunction
 from metaadamw.learner import Learner
-from metaadamw.meta_update import MetaUpdate
+from metaadamw.meta_update import MetaUpdate, warn_of_missed_update
 from metaadamw.modulator import BaseModulator, Modulation
 from metaadamw.precision import full_precision
 from metaadamw.replay import Schedule
@@ -280,6 +280,8 @@ class MetaAdamW(Optimizer):
         create_state(self.param_groups, self.state, on_device=on_device, windows=windows)
         if only_state:
             return
+        if self.meta_update_due:
+            warn_of_missed_update()
         tokens = self._tokens(maximize=self.defaults["maximize"])
         modulation = self._learning.modulate(tokens)  # lines 2–3
         rates, decays = modulated_adamw(  # lines 4–7
