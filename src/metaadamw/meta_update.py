@@ -82,7 +82,7 @@ def warn_of_missed_update() -> None:
     warnings.warn(
         "a meta-update was due and update_attention was not called, so α and β do not learn: call "
         "it when optimizer.meta_update_due, or choose MetaConfig(mode='online') or 'off'",
-        stacklevel=5,
+        stacklevel=7,  # through what torch wraps around step()
     )
 
 
