@@ -105,6 +105,7 @@ def main() -> None:
     parser.add_argument("--mode", choices=("online", "lookahead"), default="online")
     parser.add_argument("--steps", type=int, default=200)
     options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)  # one process may be ahead of another
     trainer = build_trainer(
         options.output,
         options.architecture,
