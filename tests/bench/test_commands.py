@@ -99,8 +99,8 @@ def test_run_leaves_its_files_where_a_sweep_would(metaadamw, tmp_path, monkeypat
     assert "/alpha," in rows[0]
     assert len(rows) == 11
     assert rows[-1].count(",") == rows[0].count(",")
-    assert rows[1].split(",")[1] == "1.0"
-    assert rows[-1].split(",")[1] != "1.0"
+    assert rows[1].split(",")[1] == "1"
+    assert rows[-1].split(",")[1] != "1"
 
 
 def test_dry_run_prints_commands_and_does_nothing(metaadamw, tmp_path):

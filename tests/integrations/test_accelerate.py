@@ -130,7 +130,8 @@ def saved(checkpoint: Path) -> Any:
 
 def test_two_processes(tmp_path):
     """``accelerate launch``: the same on both ranks, and the same again from a checkpoint."""
-    launcher = ("accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--module")
+    launch = (sys.executable, "-m", "accelerate.commands.launch")
+    launcher = (*launch, "--multi_gpu", "--num_processes", "2", "--module")
     program = (EXAMPLE, str(tmp_path / "run"), "--steps", "12")
     whole = run_two(launcher, tmp_path / "whole", *program)
     assert int(whole["learned"]["applied"]) == 2

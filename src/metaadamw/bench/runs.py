@@ -283,7 +283,7 @@ class _Run:
         self.sum_alpha = self.sum_alpha + alpha.cpu().double() @ self.shares
         if kept and MODULATION in self.journals:
             factors = torch.stack([alpha, beta], dim=1).flatten().tolist()
-            row = ",".join([str(self.trainer.step), *(f"{factor:.6g}" for factor in factors)])
+            row = ",".join([str(self.trainer.step), *(f"{factor:.8g}" for factor in factors)])
             self.journals[MODULATION].write(row)
 
     def _meta_update(self) -> None:
