@@ -49,6 +49,10 @@ class Processes:
                 raise RuntimeError(f"rank {rank} of {self.size}:\n{result.trace}")
         return results
 
+    def check(self, function: Callable[..., None], *args: Any) -> None:
+        """Run a function that makes assertions of its own on each rank."""
+        self.run(function, *args)
+
     def outcomes(self, function: Callable[..., Any], *args: Any) -> list[Any]:
         """As ``run``, with exceptions as ``Raised``."""
         for pipe in self.pipes:

@@ -265,7 +265,7 @@ def unwrapped(case: Case) -> None:
 
 
 def test_model_without_its_wrapper(processes: Callable[[int], Processes]) -> None:
-    processes(2).run(unwrapped, LOOKAHEAD)
+    processes(2).check(unwrapped, LOOKAHEAD)
 
 
 def mean_of_gradients() -> None:
@@ -284,7 +284,7 @@ def mean_of_gradients() -> None:
 
 
 def test_mean_of_gradients_with_some_missing(processes: Callable[[int], Processes]) -> None:
-    processes(2).run(mean_of_gradients)
+    processes(2).check(mean_of_gradients)
 
 
 def traffic(case: Case) -> tuple[int, int, int]:

@@ -127,7 +127,7 @@ def state_placements(case: Case) -> None:
 
 
 def test_moments_lie_as_their_parameters(processes: Callable[[int], Processes]) -> None:
-    processes(4).run(state_placements, Case(wrap="fsdp"))
+    processes(4).check(state_placements, Case(wrap="fsdp"))
 
 
 def resume(case: Case) -> None:
@@ -152,7 +152,7 @@ def resume(case: Case) -> None:
 
 
 def test_state_dict_of_shards(processes: Callable[[int], Processes]) -> None:
-    processes(2).run(resume, Case(wrap="fsdp"))
+    processes(2).check(resume, Case(wrap="fsdp"))
 
 
 def flattened() -> None:
@@ -164,7 +164,7 @@ def flattened() -> None:
 
 def test_flat_parameters_are_refused(processes: Callable[[int], Processes]) -> None:
     """Those of the older FSDP look like ordinary ones, of another size on every rank."""
-    processes(2).run(flattened)
+    processes(2).check(flattened)
 
 
 def unrelated_meshes() -> None:
@@ -180,7 +180,7 @@ def unrelated_meshes() -> None:
 
 
 def test_unrelated_meshes_are_refused(processes: Callable[[int], Processes]) -> None:
-    processes(4).run(unrelated_meshes)
+    processes(4).check(unrelated_meshes)
 
 
 def parts_of_the_world(case: Case) -> Tensor:
