@@ -72,8 +72,8 @@ def curves(collection: Collection, task: str) -> Figures | None:
 
 def _styles(arms: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Colour and line style of each arm."""
-    further = cycle(_FURTHER_COLOURS)
-    return {arm: (_COLOURS[arm], "-") if arm in _COLOURS else (next(further), "--") for arm in arms}
+    further = cycle((colour, style) for style in ("--", "-.") for colour in _FURTHER_COLOURS)
+    return {arm: (_COLOURS[arm], "-") if arm in _COLOURS else next(further) for arm in arms}
 
 
 def _axes(metric: str, direction: str) -> tuple[Figure, Axes]:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure as Drawing
-from numpy.typing import NDArray
 
 from metaadamw.bench.report import picture
 from metaadamw.bench.report.collection import Collection
@@ -21,7 +20,7 @@ HEAT_MAPS = (
     "than AdamW, blue is less, white is 1, AdamW itself. Each picture has its own scale."
 )
 
-_LEAST_REACH = 0.01
+_LEAST_REACH, _MOST_REACH = 0.01, 6.0  # powers of two
 
 
 def mean_over_seeds(histories: Sequence[Modulation]) -> Modulation:
@@ -62,30 +61,32 @@ def _draw(history: Modulation) -> Drawing:
     groups = len(history.groups)
     figure = Drawing(figsize=(7, 1.4 + 2 * max(1.2, 0.19 * groups)), layout="constrained")
     panels = figure.subplots(2, 1, sharex=True)
-    reach = max(
-        _LEAST_REACH, np.nanmax(np.abs(history.alpha - 1)), np.nanmax(np.abs(history.beta - 1))
-    )
+    # Halving is as far from 1 as doubling; a factor of 0 is as far as there are colours.
+    with np.errstate(divide="ignore"):
+        tables = {
+            "α (learning rate)": np.log2(history.alpha).clip(-_MOST_REACH, _MOST_REACH),
+            "β (weight decay)": np.log2(history.beta).clip(-_MOST_REACH, _MOST_REACH),
+        }
+    reach = max(_LEAST_REACH, *(np.nanmax(np.abs(values)) for values in tables.values()))
     # Cells end halfway between recorded steps.
     steps = history.steps
     inner = (steps[1:] + steps[:-1]) / 2
     edges = np.concatenate([steps[:1] - 0.5, inner, steps[-1:] + 0.5])
-    tables: Sequence[tuple[str, NDArray[np.float64]]] = (
-        ("α (learning rate)", history.alpha),
-        ("β (weight decay)", history.beta),
-    )
-    for axes, (title, values) in zip(panels, tables, strict=True):
+    for axes, (title, values) in zip(panels, tables.items(), strict=True):
         image = axes.pcolormesh(
             edges,
             np.arange(groups + 1) - 0.5,
             values.T,
             cmap="RdBu_r",
-            vmin=1 - reach,
-            vmax=1 + reach,
+            vmin=-reach,
+            vmax=reach,
             rasterized=True,
         )
         axes.set_yticks(range(groups), history.groups, fontsize=7)
         axes.invert_yaxis()
         axes.set_title(title, fontsize=10, loc="left")
     panels[-1].set_xlabel("step")
-    figure.colorbar(image, ax=list(panels), pad=0.01, aspect=30)
+    figure.colorbar(
+        image, ax=list(panels), pad=0.01, aspect=30, format=lambda power, _: f"{2**power:.3g}"
+    )
     return figure
