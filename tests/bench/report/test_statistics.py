@@ -88,6 +88,15 @@ def test_gains_respect_the_direction_of_the_metric(tmp_path, task, better, worse
     assert loss.statistics.mean == pytest.approx(-win.statistics.mean)
 
 
+@pytest.mark.parametrize(("seeds", "verdict"), [(4, "undecided"), (5, "better")])
+def test_few_seeds_decide_nothing(tmp_path, seeds, verdict):
+    metrics(tmp_path, "etth1", "metaadamw", [0.9 + 0.001 * seed for seed in range(seeds)])
+    metrics(tmp_path, "etth1", "adamw", [1.0 - 0.002 * seed for seed in range(seeds)])
+    (found,) = compare(read_runs([tmp_path])[0], "metaadamw", "adamw", "whole run")
+    assert found.t_holm < 0.001
+    assert found.verdict == verdict
+
+
 def test_only_common_seeds_are_compared(tmp_path):
     for seed in (0, 1, 2):
         write_run(tmp_path, "etth1", "adamw", seed)

@@ -28,6 +28,7 @@ __all__ = [
 Budget = Literal["whole run", "equal steps", "equal compute"]
 BUDGETS: tuple[Budget, ...] = ("whole run", "equal steps", "equal compute")
 SIGNIFICANT = 0.05
+FEWEST_SEEDS = 5
 _RESAMPLES = 9_999
 _FEWEST_FOR_AN_INTERVAL = 3
 
@@ -123,8 +124,8 @@ class Comparison:
 
     @property
     def verdict(self) -> Literal["better", "worse", "undecided"]:
-        """Decided by the t-test after Holm's correction."""
-        if self.t_holm is None or self.t_holm >= SIGNIFICANT:
+        """Decided by the t-test after Holm's correction; two or three seeds decide nothing."""
+        if len(self.seeds) < FEWEST_SEEDS or self.t_holm is None or self.t_holm >= SIGNIFICANT:
             return "undecided"
         return "better" if self.statistics.mean > 0 else "worse"
 

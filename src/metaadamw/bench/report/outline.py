@@ -36,7 +36,8 @@ _METHOD = (
     "9,999 resamples, fixed generator; with five seeds such intervals are known to be too narrow. "
     "Tests: two-sided paired t-test and Wilcoxon signed-rank test; Holm's correction over the "
     "tasks on which two arms are compared. What is called better or worse is the t-test's "
-    "verdict after correction at 0.05. Runs that failed or diverged are in no mean; they are "
+    "verdict after correction at 0.05; fewer than five common seeds decide nothing. Runs that "
+    "failed or diverged are in no mean; they are "
     "counted in red beside n and listed at the end.",
 )
 
