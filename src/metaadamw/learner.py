@@ -312,6 +312,7 @@ class Learner:
                 "training_loss is None": training_loss is None,
                 "sum of the modulator's weights": str([t.sum().item() for t in learned]),
             },
+            batches,
         )
         result = meta_gradient(
             model=model,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
@@ -70,12 +70,15 @@ class Ranks:
             values = {rank: v for part in received for rank, v in part.items()}
         return dict(sorted(values.items()))
 
-    def begin(self, check: Callable[[], None], own: dict[str, Any]) -> None:
+    def begin(
+        self, check: Callable[[], None], own: dict[str, Any], batches: Mapping[str, Any]
+    ) -> None:
         """Begin on all processes or on none.
 
         Args:
             check: raises if this process lacks something.
             own: what must be the same on every process.
+            batches: of this process; of different sizes they are not weighted by their examples.
 
         Raises:
             ValueError: it differs; or what ``check`` raises, on every process.
@@ -87,7 +90,9 @@ class Ranks:
                 "this process's batches only, and α, β will differ between the processes",
                 stacklevel=4,
             )
-        _, reports = self.attempt("the start", check, lambda _: own)
+        sizes = {name: _examples(batch) for name, batch in batches.items()}
+        _, starts = self.attempt("the start", check, lambda _: (own, sizes))
+        reports = {rank: values for rank, (values, _) in starts.items()}
         first, *others = reports.items()
         for rank, values in others:
             for key, value in values.items():
@@ -96,6 +101,16 @@ class Ranks:
                         f"update_attention must be called alike on all processes, got {key}: "
                         f"{first[1][key]} on rank {first[0]}, {value} on rank {rank}"
                     )
+
+        for name in batches:
+            found = {rank: by_name.get(name) for rank, (_, by_name) in starts.items()}
+            if len(set(found.values())) > 1:
+                warnings.warn(
+                    f"{name} has a different number of examples on each process "
+                    f"({', '.join(f'{n} on rank {rank}' for rank, n in found.items())}): the mean "
+                    "over processes weights them as if they were equal",
+                    stacklevel=4,
+                )
 
     def all(self, flag: bool) -> bool:
         """Whether it holds on every process."""
@@ -241,3 +256,13 @@ def _pending(group: Any) -> bool:
         or (hasattr(param, "_unsharded_param") and param._unsharded_param.grad is not None)
         for param in group.fsdp_params
     )
+
+
+def _examples(batch: Any) -> int | None:
+    """The length of the first tensor in a batch; None where there is none."""
+    if isinstance(batch, Tensor):
+        return len(batch) if batch.dim() else None
+    parts = batch.values() if isinstance(batch, Mapping) else batch
+    if isinstance(batch, (Mapping, list, tuple)):
+        return next((n for n in map(_examples, parts) if n is not None), None)
+    return None

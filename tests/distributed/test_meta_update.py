@@ -229,6 +229,23 @@ def test_fault_of_one_rank(
         assert torch.equal(params, reference[1])
 
 
+def smaller_batch(case: Case) -> None:
+    model, optimizer = build(case)
+    shard = data_shard(case)
+    batches: list[Any] = [batch_of(1000 + i, shard=shard) for i in range(3)]
+    if dist.get_rank() == 1:
+        batches[1] = tuple(t[:3] for t in batches[1])
+    with pytest.warns(UserWarning, match="batch2 has a different number.*8 on rank 0, 3 on rank 1"):
+        assert optimizer.update_attention(model, loss_fn, *batches).applied
+
+
+@pytest.mark.parametrize("wrap", ["ddp", "fsdp"])
+def test_batches_of_different_sizes_are_named(
+    wrap: str, processes: Callable[[int], Processes]
+) -> None:
+    processes(2).check(smaller_batch, replace(LOOKAHEAD, wrap=wrap))
+
+
 def pending(case: Case) -> None:
     model, optimizer = build(case)
     model.set_requires_gradient_sync(False)
