@@ -1,0 +1,21 @@
+"""The committed report is what its command makes of the committed runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from metaadamw.bench.report import write_report
+
+ROOT = Path(__file__).parents[3]
+COMMITTED = ROOT / "results" / "report"
+
+
+def test_committed_report_comes_from_the_committed_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    write_report([Path("results/small")], tmp_path)
+    for name in ("report.md", "statistics.json"):
+        assert (tmp_path / name).read_text() == (COMMITTED / name).read_text(), name
+    # How a picture is encoded is up to the version of matplotlib.
+    assert {p.name for p in (tmp_path / "figures").iterdir()} == {
+        p.name for p in (COMMITTED / "figures").iterdir()
+    }
