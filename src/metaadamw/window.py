@@ -25,7 +25,14 @@ from torch import Tensor
 from metaadamw.layout import Column, Layout, Pair, cosines
 from metaadamw.tokens import Token
 
-__all__ = ["WINDOW_KEYS", "WINDOW_PRODUCTS", "begin_window", "create_window", "window_signal"]
+__all__ = [
+    "WINDOW_KEYS",
+    "WINDOW_PRODUCTS",
+    "begin_window",
+    "create_window",
+    "displacements",
+    "window_signal",
+]
 
 START, DISPLACEMENT = "window_start", "displacement"
 WINDOW_KEYS = (START, DISPLACEMENT)
