@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,20 @@ def test_a_tuned_and_a_matched_arm_from_beginning_to_end(tmp_path, monkeypatch):
     execute(filled, tmp_path / "matched", QUIET)
     config = json.loads((tmp_path / "matched" / "config.json").read_text())
     assert config["lr"] == 0.01 * mean_alpha
+
+
+def test_all_seeds_of_a_tuned_arm_may_begin_at_once(tmp_path, monkeypatch):
+    one = {"lr": (1.0,), "weight_decay": (0.01,)}
+    monkeypatch.setattr("metaadamw.bench.references.TUNING_GRID", one)
+    task, references = get_task("digits").prepare(), References(tuning=tmp_path)
+
+    def begin(seed):
+        request = RunRequest(task="digits", arm="adamw-tuned", seed=seed, max_steps=2)
+        return fill_in(request, references, QUIET, task).lr
+
+    assert begin(0) == 0.01  # the grid is there now
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(begin, range(16))) == {0.01}
 
 
 def test_a_run_that_is_done_is_not_repeated_and_another_is_not_overwritten(tmp_path):

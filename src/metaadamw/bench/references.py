@@ -114,17 +114,19 @@ def _tune(
     if not finished:
         raise ValueError(f"no run of the grid in {directory} has finished")
     best = min(finished, key=lambda point: sign * point["best_metric"])
-    RunDirectory(directory).write_json(
-        TUNING,
-        {
-            "task": request.task,
-            "protocol": request.protocol,
-            "size": request.size,
-            "seed": TUNING_SEED,
-            "metric_name": task.metric.name,
-            "metric_direction": task.metric.direction,
-            "points": points,
-            "best": {"lr": best["lr"], "weight_decay": best["weight_decay"]},
-        },
-    )
+    shared = RunDirectory(directory)
+    with shared.locked():  # every seed of a sweep writes the same
+        shared.write_json(
+            TUNING,
+            {
+                "task": request.task,
+                "protocol": request.protocol,
+                "size": request.size,
+                "seed": TUNING_SEED,
+                "metric_name": task.metric.name,
+                "metric_direction": task.metric.direction,
+                "points": points,
+                "best": {"lr": best["lr"], "weight_decay": best["weight_decay"]},
+            },
+        )
     return best["lr"], best["weight_decay"]
