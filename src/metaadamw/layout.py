@@ -11,6 +11,7 @@ from torch import Tensor
 
 from metaadamw.distributed import Shards, is_distributed
 from metaadamw.groups import is_bias, normalized_depths
+from metaadamw.kernels.products import tensor_products
 from metaadamw.precision import full_precision
 
 __all__ = ["ZEROS", "Column", "Layout", "Pair", "cosines", "flat"]
@@ -102,19 +103,40 @@ class Layout:
 
         Tensors spread over processes are summed over all of them, for all pairs at once.
 
-        Taken tensor by tensor, so that it is still in the cache for its next product. ``dot`` also
-        serves for squared norms: on a CPU it runs at the memory's speed, ``norm`` does not.
+        Taken tensor by tensor, so that it is still in the cache for its next product, by a kernel
+        block by block. ``dot`` also serves for squared norms: on a CPU it runs at the memory's
+        speed, ``norm`` does not.
 
         Args:
             columns: lists of P tensors, or functions of the position.
             pairs: names of two columns each.
         """
+        if not pairs:
+            return {}
         names = list(dict.fromkeys(name for pair in pairs for name in pair if name != ZEROS))
-        at = [c if callable(c := columns[name]) else c.__getitem__ for name in names]
         sides = [(names.index(x), -1 if y == ZEROS else names.index(y)) for x, y in pairs]
+        used = [columns[name] for name in names]
+        rows = None
+        if self.uniform and self.device.type == "cpu":
+            rows = tensor_products(used, self._numels(columns), sides, self.dtype)
+        if rows is None:
+            rows = self._products(columns, used, sides)
+        rows = rows.T
+        if self.shards is not None and self.shards.split:
+            rows = self.shards.total(rows * self.shares)
+        return dict(zip(pairs, rows.unbind(0), strict=True))
+
+    def _products(
+        self,
+        columns: Mapping[str, Column],
+        used: Sequence[Column],
+        sides: Sequence[tuple[int, int]],
+    ) -> Tensor:
+        """Pair by pair with torch's operations, [P, pairs]."""
+        at = [column if callable(column) else column.__getitem__ for column in used]
         values = []
         for i in range(len(self.group_of)):
-            vectors = [None if (t := column(i)) is None else flat(t) for column in at]
+            vectors = [None if (t := tensor(i)) is None else flat(t) for tensor in at]
             for x, y in sides:
                 left, right = vectors[x], None if y < 0 else vectors[y]
                 if y < 0:
@@ -123,12 +145,15 @@ class Layout:
                     values.append(self.zero)
                 else:
                     values.append(torch.dot(left, right))
-        if not pairs:
-            return {}
-        rows = self.stack(values).view(-1, len(pairs)).T
-        if self.shards is not None and self.shards.split:
-            rows = self.shards.total(rows * self.shares)
-        return dict(zip(pairs, rows.unbind(0), strict=True))
+        return self.stack(values).view(-1, len(sides))
+
+    def _numels(self, columns: Mapping[str, Column]) -> list[int]:
+        """Entries of every tensor here; 0 where no column has it."""
+        lists = [column for column in columns.values() if not callable(column)]
+        return [
+            next((t.numel() for column in lists if (t := column[i]) is not None), 0)
+            for i in range(len(self.group_of))
+        ]
 
     def _zeros(self, vector: Tensor | None, columns: Mapping[str, Column], i: int) -> Tensor:
         """How many entries are 0: all of them where a gradient or moment is missing."""

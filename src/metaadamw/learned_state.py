@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from metaadamw import checkpoint
+from metaadamw.directions import LastStep
 from metaadamw.modulator import Modulation
-from metaadamw.online import LastStep
 
 if TYPE_CHECKING:
     from metaadamw.learner import Learner

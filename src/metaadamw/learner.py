@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from metaadamw.alignment import HessianProduct
 from metaadamw.config import MetaConfig, ModulatorConfig
+from metaadamw.directions import Directions, LastStep
 from metaadamw.evaluation import LossFunction
 from metaadamw.features import (
     EMBEDDING_DIM,
@@ -30,8 +31,6 @@ from metaadamw.meta_update import MetaUpdate, TokensOf, check_batches, meta_grad
 from metaadamw.modulator import BaseModulator, Modulation, Modulator
 from metaadamw.online import (
     ONLINE_PRODUCTS,
-    LastStep,
-    directions,
     modulator_gradient,
     online_signal,
 )
@@ -207,7 +206,7 @@ class Learner:
                 columns["displacement"] = displacements(tokens)
                 pairs = list(dict.fromkeys([*pairs, *WINDOW_PRODUCTS]))
             elif learns and self.last is not None:
-                columns["direction"] = directions(
+                columns["direction"] = Directions(
                     tokens,
                     self.last,
                     eps_inside_sqrt=self.eps_inside_sqrt,
@@ -259,7 +258,8 @@ class Learner:
                 self.gate_sparsity,
             )
         # One flag on the device: asking the host here would stall an accelerator at every step.
-        ok = torch.isfinite(torch.stack([t.sum() for t in (*signals, *gradient)])).all()
+        largest = torch._foreach_norm([*signals, *gradient], float("inf"))
+        ok = torch.isfinite(torch.stack(largest)).all()
         self.optimizer.step(learned, gradient, ok)
         self.applied += ok
         self.skipped += ~ok

@@ -46,30 +46,31 @@ class MetaOptimizer:
     @torch.no_grad()
     def step(self, params: Sequence[Tensor], grads: Sequence[Tensor], ok: Tensor) -> None:
         """One update in place if ``ok``, a boolean scalar on the device; nothing at all if not."""
-        params = list(params)
-        grads = [torch.where(ok, g, 0.0) for g in grads]
+        params, grads = list(params), list(grads)
         if self.kind == "sgd":
-            torch._foreach_add_(params, grads, alpha=-self.lr)
+            torch._foreach_add_(params, [torch.where(ok, g, 0.0) for g in grads], alpha=-self.lr)
             return
         self._prepare(params)
         assert self.step_count is not None
-        applied = ok.to(self.step_count.dtype)
-        self.step_count += applied
-        # With applied = 0 every line below leaves its target exactly as it is.
-        for moments, targets, beta in (
-            (self.exp_avgs, grads, BETAS[0]),
-            (self.exp_avg_sqs, torch._foreach_mul(grads, grads), BETAS[1]),
-        ):
-            difference = torch._foreach_sub(targets, moments)
-            torch._foreach_mul_(difference, (1 - beta) * applied)
-            torch._foreach_add_(moments, difference)
-        t = self.step_count.clamp_min(1.0)
-        denom = torch._foreach_sqrt(self.exp_avg_sqs)
-        torch._foreach_div_(denom, (1 - BETAS[1] ** t).sqrt())
-        torch._foreach_add_(denom, EPS)
-        update = torch._foreach_div(self.exp_avgs, denom)
-        torch._foreach_mul_(update, applied * self.lr / (1 - BETAS[0] ** t))
-        torch._foreach_sub_(params, update)
+        self.step_count += ok
+        t = self.step_count.float().clamp_min(1.0)
+        torch._fused_adam_(
+            params,
+            grads,
+            self.exp_avgs,
+            self.exp_avg_sqs,
+            [],
+            [t] * len(params),
+            lr=self.lr,
+            beta1=BETAS[0],
+            beta2=BETAS[1],
+            weight_decay=0.0,
+            eps=EPS,
+            amsgrad=False,
+            maximize=False,
+            grad_scale=None,
+            found_inf=(~ok).float(),  # leaves everything as it is, without asking the host
+        )
 
     def state_dict(self, params: Sequence[Tensor]) -> dict[str, Any]:
         """Step count and moments, plain tensors; empty for SGD."""

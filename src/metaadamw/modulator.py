@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metaadamw.config import ModulatorConfig
+from metaadamw.kernels.encoder import encode, has_encoder
 from metaadamw.precision import full_precision
 
 __all__ = ["BaseModulator", "Modulation", "Modulator"]
@@ -39,7 +40,7 @@ def encoder_layer(x: Tensor, weights: Sequence[Tensor], heads: int) -> Tensor:
 
     Args:
         x: one token for each group.
-        weights: the twelve tensors of the layer, in the order of ``Modulator.encoder_tensors``.
+        weights: the twelve tensors of the layer, in the order of ``ENCODER_TENSORS``.
         heads: attention heads, a divisor of D.
     """
     in_weight, in_bias, out_weight, out_bias, *norms, weight1, bias1, weight2, bias2 = weights
@@ -54,6 +55,23 @@ def encoder_layer(x: Tensor, weights: Sequence[Tensor], heads: int) -> Tensor:
     return x + F.linear(F.relu(F.linear(y, weight1, bias1)), weight2, bias2)
 
 
+ENCODER_TENSORS = (
+    "in_proj_weight",
+    "in_proj_bias",
+    "out_proj_weight",
+    "out_proj_bias",
+    "norm1_weight",
+    "norm1_bias",
+    "norm2_weight",
+    "norm2_bias",
+    "linear1_weight",
+    "linear1_bias",
+    "linear2_weight",
+    "linear2_bias",
+)
+"""The parameters of the encoder, in the order of ``encoder_layer``."""
+
+
 class BaseModulator(nn.Module, ABC):
     """Whatever gives raw outputs, [G, 4], and learns: the ``Modulator``, or what it is compared to.
 
@@ -66,7 +84,7 @@ class BaseModulator(nn.Module, ABC):
         self.config = config
 
     @abstractmethod
-    def raw_outputs(self, features: Tensor) -> Tensor:
+    def raw_outputs(self, features: Tensor, *, once_differentiable: bool = False) -> Tensor:
         """Eqs. 5–6: features [G, F] to the raw outputs, [G, 4]."""
 
     @abstractmethod
@@ -77,7 +95,7 @@ class BaseModulator(nn.Module, ABC):
     def penalty(self, weight_decay: float, gate_sparsity: float) -> Tensor:
         """What the meta-objective adds for large weights and open gates."""
 
-    def forward(self, features: Tensor) -> Modulation:
+    def forward(self, features: Tensor, *, once_differentiable: bool = False) -> Modulation:
         r"""Eqs. 5–9.
 
         .. math:: \alpha_g = 1 + range_\alpha (\sigma(\alpha_g^{raw}) - 0.5), \quad
@@ -88,11 +106,14 @@ class BaseModulator(nn.Module, ABC):
 
         Args:
             features: shape [G, F].
+            once_differentiable: nobody will ask for a second derivative, or for a gradient by
+                ``torch.func``: faster on a CPU.
 
         Raises:
             ValueError: features of another shape.
         """
-        return self.factors(self.raw_outputs(features))
+        raw = self.raw_outputs(features, once_differentiable=once_differentiable)
+        return self.factors(raw)
 
     def factors(self, raw: Tensor) -> Modulation:
         """Eqs. 7–9 from raw outputs, [G, 4]."""
@@ -203,11 +224,7 @@ class Modulator(BaseModulator):
 
     def encoder_tensors(self) -> list[Tensor]:
         """The stacked encoder tensors, each [L, …]."""
-        return [
-            p
-            for name, p in self.named_parameters()
-            if name.partition("_")[0] in ("in", "out", "norm1", "norm2", "linear1", "linear2")
-        ]
+        return [getattr(self, name) for name in ENCODER_TENSORS]
 
     def regulariser(self) -> Tensor:
         r""":math:`\sum \lVert W \rVert_2`, not squared, over encoder tensors and output weight."""
@@ -223,7 +240,7 @@ class Modulator(BaseModulator):
             total = total + gate_sparsity * self.gate_logits.abs().sum()
         return total
 
-    def encode(self, features: Tensor) -> Tensor:
+    def encode(self, features: Tensor, *, once_differentiable: bool = False) -> Tensor:
         """Eq. 5: features [G, F] to Z [G, D]."""
         x = features
         if self.config.feature_gating:
@@ -233,7 +250,9 @@ class Modulator(BaseModulator):
             x = torch.cat([x, self.group_embedding], dim=1)
         if x.shape[1] < self.dim:
             x = F.pad(x, (0, self.dim - x.shape[1]))
-        tensors = self.encoder_tensors()
+        tensors, heads = self.encoder_tensors(), self.config.heads
+        if (once_differentiable or not torch.is_grad_enabled()) and has_encoder(x):
+            return encode(x, tensors, heads)
         # A softmax does not feel the bias of its keys. Their gradient is all rounding, which Adam
         # would turn into steps of any size, in another direction on every machine.
         query, key, value = tensors[1].chunk(3, dim=1)
@@ -241,17 +260,17 @@ class Modulator(BaseModulator):
         layers = zip(*(t.unbind(0) for t in tensors), strict=True)
         if not torch.is_grad_enabled() and x.device.type in ("cpu", "cuda"):
             # One kernel for a layer, the one behind nn.TransformerEncoderLayer in inference.
-            heads, z = self.config.heads, x.unsqueeze(0)
+            z = x.unsqueeze(0)
             for w in layers:
                 z = torch._transformer_encoder_layer_fwd(
                     *(z, self.dim, heads, *w[:4], False, True, 1e-5, *w[4:])
                 )
             return z.squeeze(0)
         for weights in layers:
-            x = encoder_layer(x, weights, self.config.heads)
+            x = encoder_layer(x, weights, heads)
         return x
 
-    def raw_outputs(self, features: Tensor) -> Tensor:
+    def raw_outputs(self, features: Tensor, *, once_differentiable: bool = False) -> Tensor:
         """Eqs. 5–6: features [G, F] to the raw outputs, [G, 4].
 
         Raises:
@@ -262,4 +281,5 @@ class Modulator(BaseModulator):
                 f"features must have shape [G, {self.num_features}], got {tuple(features.shape)}"
             )
         with full_precision(features.device):
-            return F.linear(self.encode(features), self.output_weight, self.output_bias)
+            encoded = self.encode(features, once_differentiable=once_differentiable)
+            return F.linear(encoded, self.output_weight, self.output_bias)

@@ -20,82 +20,30 @@ No buffer is kept: :math:`\hat u_t` follows from the moments, which have not cha
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from metaadamw.adamw import update_direction
-from metaadamw.layout import Column, Layout, Pair, cosines
+from metaadamw.directions import LastStep
+from metaadamw.layout import Layout, Pair, cosines
 from metaadamw.modulator import BaseModulator, Modulation
-from metaadamw.tokens import Token
 
 __all__ = [
     "ONLINE_PRODUCTS",
-    "LastStep",
-    "directions",
     "modulator_gradient",
     "online_signal",
 ]
 
 
-class LastStep(NamedTuple):
-    r"""What the step before leaves behind for the signal.
-
-    Attributes:
-        features: the features it was modulated by, [G, F].
-        rates: :math:`r = \eta\alpha_g`, [G].
-        decays: :math:`w = \beta_g\lambda`, [G].
-        moved: for every tensor whether it had a gradient, length P.
-        hyperparameters: :math:`\beta_1, \beta_2, \epsilon` of each group; a scheduler may have
-            changed those in ``param_groups`` since.
-    """
-
-    features: Tensor
-    rates: Tensor
-    decays: Tensor
-    moved: tuple[bool, ...]
-    hyperparameters: tuple[tuple[float, float, float], ...]
-
-
 ONLINE_PRODUCTS: list[Pair] = [
     ("grad", "grad"),
-    ("grad", "param"),
-    ("param", "param"),
     ("grad", "direction"),
     ("direction", "direction"),
     ("param", "direction"),
+    ("grad", "param"),
+    ("param", "param"),
 ]
-"""The inner products that the signal is made of."""
-
-
-def directions(
-    tokens: Sequence[Token], last: LastStep, *, eps_inside_sqrt: bool, capturable: bool = False
-) -> Column:
-    r"""The column of :math:`\hat u_t`, each made when it is asked for."""
-    states = [
-        (*state, numbers)
-        for token, numbers in zip(tokens, last.hyperparameters, strict=True)
-        for state in zip(token.exp_avgs, token.exp_avg_sqs, token.steps, strict=True)
-    ]
-
-    def direction(i: int) -> Tensor | None:
-        exp_avg, exp_avg_sq, step, (beta1, beta2, eps) = states[i]
-        if not last.moved[i] or exp_avg is None or exp_avg_sq is None or step is None:
-            return None
-        t = step.item() if step.is_cpu and not capturable else step
-        if isinstance(t, float) and t == 0:  # its state was taken away since
-            return None
-        return update_direction(
-            exp_avg,
-            exp_avg_sq,
-            t,
-            betas=(beta1, beta2),
-            eps=eps,
-            eps_inside_sqrt=eps_inside_sqrt,
-        )
-
-    return direction
+"""The inner products that the signal is made of; the last two only of what moved."""
 
 
 @torch.no_grad()
@@ -112,14 +60,20 @@ def online_signal(
         last: the last step.
         layout: the layout of the groups.
     """
-    moved = 1.0 if all(last.moved) else layout.vector(last.moved)
     rates, decays = last.rates, last.decays
-    grad_norm = (products["grad", "grad"] @ layout.sum).sqrt()
-    grad_direction = products["grad", "direction"] @ layout.sum
-    direction_square = products["direction", "direction"] @ layout.sum
-    param_direction = products["param", "direction"] @ layout.sum
-    grad_param = (products["grad", "param"] * moved) @ layout.sum
-    param_square = (products["param", "param"] * moved) @ layout.sum
+    rows = torch.stack([products[pair] for pair in ONLINE_PRODUCTS])
+    if not all(last.moved):
+        moved = layout.vector(last.moved)
+        rows = torch.cat([rows[:4], rows[4:] * moved])
+    (
+        grad_square,
+        grad_direction,
+        direction_square,
+        param_direction,
+        grad_param,
+        param_square,
+    ) = (rows @ layout.sum).unbind(0)
+    grad_norm = grad_square.sqrt()
 
     # From θ_{t+1} to θ_t.
     shrink = 1 - rates * decays
@@ -157,7 +111,7 @@ def modulator_gradient(
 ) -> list[Tensor]:
     r"""Gradient of :math:`\sum_g s_{\alpha,g}\alpha_g + s_{\beta,g}\beta_g` and regularisers."""
     with torch.enable_grad():
-        modulation: Modulation = modulator(features)
+        modulation: Modulation = modulator(features, once_differentiable=True)
         loss = signals[0] @ modulation.alpha + signals[1] @ modulation.beta
         loss = loss + modulator.penalty(weight_decay, gate_sparsity)
         gradient = torch.autograd.grad(

@@ -44,7 +44,7 @@ class GroupScalars(BaseModulator):
         norm: Tensor = torch.linalg.vector_norm(self.raw)
         return weight_decay * norm
 
-    def raw_outputs(self, features: Tensor) -> Tensor:
+    def raw_outputs(self, features: Tensor, *, once_differentiable: bool = False) -> Tensor:
         """The raw outputs, [G, 4]; of the features only their number of rows is read.
 
         Raises:

@@ -18,6 +18,7 @@ from metaadamw.bench.environment import cpu_name
 from metaadamw.bench.parallel import Workplace
 from metaadamw.bench.tasks import PreparedTask, Size, get_task, task_names
 from metaadamw.bench.trainer import Trainer
+from metaadamw.kernels.cpu import library
 
 __all__ = ["costs", "data", "devices", "installed", "tasks_with_data"]
 
@@ -51,7 +52,8 @@ def installed() -> Table:
 def devices() -> Table:
     """What can compute."""
     table = Table("device", "what it is", title="Devices")
-    table.add_row("cpu", f"{cpu_name()}, {os.cpu_count()} cores")
+    kernels = "kernels compiled" if library(torch.float32) else "no C compiler: torch's operations"
+    table.add_row("cpu", f"{cpu_name()}, {os.cpu_count()} cores, {kernels}")
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         memory = properties.total_memory / 2**30

@@ -1,0 +1,1 @@
+"""Work that torch's operations do in many passes, in one."""

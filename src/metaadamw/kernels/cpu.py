@@ -1,0 +1,73 @@
+"""Loads the C kernels, compiled once for this machine by its own C compiler.
+
+Where there is none, torch's operations do the same work, slower; ``METAADAMW_KERNELS=0`` asks for
+that.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["in_memory", "library", "pointer_array"]
+
+HERE = Path(__file__).parent
+SOURCES = ("products.c", "encoder.c")
+HEADERS = ("targets.h",)
+REALS = {torch.float32: "float", torch.float64: "double"}
+FLAGS = ("-O3", "-std=c11", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
+
+
+@functools.cache
+def library(dtype: torch.dtype) -> ctypes.CDLL | None:
+    """The kernels for a precision; None where they cannot be had."""
+    compiler = shutil.which(os.environ.get("CC", "cc"))
+    if dtype not in REALS or compiler is None or os.environ.get("METAADAMW_KERNELS") == "0":
+        return None
+    # torch's own OpenMP runtime is loaded already and is found by its name: a second one would
+    # fight with it for the cores.
+    shared_runtime = (Path(torch.__file__).parent / "lib" / "libgomp.so.1").exists()
+    flags = [*FLAGS, f"-DREAL={REALS[dtype]}", "-fopenmp" if shared_runtime else "-fopenmp-simd"]
+    try:
+        return ctypes.CDLL(str(_compiled(compiler, flags)))
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _compiled(compiler: str, flags: list[str]) -> Path:
+    """The shared library, from the user's cache or freshly compiled."""
+    content = b"".join((HERE / name).read_bytes() for name in (*SOURCES, *HEADERS))
+    machine = " ".join((compiler, *flags, platform.platform())).encode()
+    key = hashlib.sha256(content + machine).hexdigest()[:16]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "metaadamw"
+    target = cache / f"kernels-{key}.so"
+    if not target.exists():
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as place:  # other processes may do the same
+            built = Path(place) / target.name
+            sources = [str(HERE / name) for name in SOURCES]
+            command = [compiler, *flags, "-o", str(built), *sources, "-lm"]
+            subprocess.run(command, check=True, capture_output=True, timeout=120)
+            built.replace(target)
+    return target
+
+
+def in_memory(tensor: Tensor) -> bool:
+    """Whether a tensor is nothing but numbers of the host in their order."""
+    return type(tensor) in (Tensor, nn.Parameter) and tensor.is_cpu and tensor.is_contiguous()
+
+
+def pointer_array(pointers: Sequence[int]) -> ctypes.Array[ctypes.c_void_p]:
+    """Addresses as a C array; 0 is NULL."""
+    return (ctypes.c_void_p * len(pointers))(*pointers)

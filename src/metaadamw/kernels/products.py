@@ -1,0 +1,81 @@
+"""``Layout.products`` in one pass over the memory of a CPU."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from metaadamw.directions import Directions
+from metaadamw.kernels.cpu import in_memory, library, pointer_array
+
+__all__ = ["tensor_products"]
+
+_MOST_COLUMNS = 8
+
+
+class _NotPlain(Exception):
+    """A tensor that is not simply memory of the right precision."""
+
+
+def _pointer(tensor: Tensor | None, dtype: torch.dtype) -> int:
+    if tensor is None:
+        return 0
+    if tensor.dtype is not dtype or not in_memory(tensor):
+        raise _NotPlain
+    return tensor.data_ptr()
+
+
+def tensor_products(
+    columns: Sequence[Sequence[Tensor | None] | Callable[[int], Tensor | None]],
+    numels: Sequence[int],
+    pairs: Sequence[tuple[int, int]],
+    dtype: torch.dtype,
+) -> Tensor | None:
+    """Inner products and counts, [P, pairs]; None where torch's operations have to do it.
+
+    Args:
+        columns: P tensors each, None standing for zeros; one of them may be ``Directions``.
+        numels: the number of entries of every tensor, length P.
+        pairs: two columns by index; −1 as the second counts the zeros of the first.
+        dtype: precision of all tensors.
+    """
+    if len(columns) > _MOST_COLUMNS or (kernels := library(dtype)) is None:
+        return None
+    made = [i for i, column in enumerate(columns) if callable(column)]
+    direction, states, scales = -1, [0, 0], [0.0]
+    try:
+        if made:
+            direction, column = made[0], columns[made[0]]
+            if len(made) > 1 or not isinstance(column, Directions) or not column.plain:
+                return None
+            quotients = [column.quotient(i) for i in range(len(numels))]
+            states = [_pointer(q and q.exp_avg, dtype) for q in quotients]
+            states += [_pointer(q and q.exp_avg_sq, dtype) for q in quotients]
+            scales = [x for q in quotients for x in ((q.multiply, q.add) if q else (0.0, 0.0))]
+        pointers = [
+            0 if callable(column) else _pointer(column[i], dtype)
+            for i in range(len(numels))
+            for column in columns
+        ]
+    except _NotPlain:
+        return None
+    count = len(pairs)
+    result = torch.empty(len(numels), count, dtype=torch.float64)
+    failed = kernels.products(
+        ctypes.c_int64(len(numels)),
+        (ctypes.c_int64 * len(numels))(*numels),
+        ctypes.c_int64(len(columns)),
+        pointer_array(pointers),
+        ctypes.c_int64(direction),
+        pointer_array(states[: len(states) // 2]),
+        pointer_array(states[len(states) // 2 :]),
+        (ctypes.c_double * len(scales))(*scales),
+        ctypes.c_int64(count),
+        (ctypes.c_int64 * (2 * count))(*itertools.chain.from_iterable(pairs)),
+        ctypes.c_void_p(result.data_ptr()),
+    )
+    return None if failed else result.to(dtype)
