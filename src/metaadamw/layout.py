@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -49,6 +49,8 @@ class Layout:
             p.device == device and (torch.finfo(p.dtype).bits == 64) == (dtype == torch.float64)
             for p in params
         )
+        # On an accelerator a launch costs more than the work on a small tensor.
+        self.batched = self.uniform and device.type != "cpu"
         distributed = any(is_distributed(p) for p in params)
         self.shards = Shards(params) if distributed else None
         self.shares = self.vector([] if self.shards is None else self.shards.shares)
@@ -134,6 +136,7 @@ class Layout:
     ) -> Tensor:
         """Pair by pair with torch's operations, [P, pairs]."""
         at = [column if callable(column) else column.__getitem__ for column in used]
+        squares = self._squares(used, {x for x, y in sides if x == y}) if self.batched else {}
         values = []
         for i in range(len(self.group_of)):
             vectors = [None if (t := tensor(i)) is None else flat(t) for tensor in at]
@@ -141,11 +144,32 @@ class Layout:
                 left, right = vectors[x], None if y < 0 else vectors[y]
                 if y < 0:
                     values.append(self._zeros(left, columns, i))
+                elif x == y and (x, i) in squares:
+                    values.append(squares[x, i])
                 elif left is None or right is None:
                     values.append(self.zero)
                 else:
                     values.append(torch.dot(left, right))
         return self.stack(values).view(-1, len(sides))
+
+    def _squares(
+        self, used: Sequence[Column], wanted: Iterable[int]
+    ) -> dict[tuple[int, int], Tensor]:
+        """Squared norms of whole columns, few launches each, by column and position."""
+        found: dict[tuple[int, int], Tensor] = {}
+        for x in wanted:
+            column = used[x]
+            if callable(column):
+                continue
+            there = {
+                i: t
+                for i in range(len(column))
+                if (t := column[i]) is not None and t.dtype == self.dtype
+            }
+            if there:
+                squares = torch.stack(torch._foreach_norm(list(there.values()))).square()
+                found |= zip([(x, i) for i in there], squares.unbind(0), strict=True)
+        return found
 
     def _numels(self, columns: Mapping[str, Column]) -> list[int]:
         """Entries of every tensor here; 0 where no column has it."""
