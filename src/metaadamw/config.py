@@ -20,7 +20,7 @@ FEATURE_SETS = (
     "scale_free",
     "basic_plus_as_run",
 )
-_META_RATES = {"sgd": 1e-4, "adam": 1e-3, "gauss_newton": 1.0}
+_META_RATES = {"sgd": 1e-4, "adam": 1e-3, "gauss_newton": 2.0}
 AS_RUN = ("detached_beta", "stored_moments", "frozen_gates", "bias_corrected_decay")
 
 
@@ -186,14 +186,14 @@ class MetaConfig:
         fixed_weights: weights of the three terms under "fixed".
         every: :math:`K_{meta}`, steps between two meta-updates.
         warmup_steps: training steps before the first one.
-        window: mode "online": steps between two meta-updates and of their horizon; 1 compares
-            consecutive steps. Above 1 it needs two more copies of the parameters, and should be
-            well above :math:`1/(1-\beta_1)`: 25 or more.
+        window: mode "online": steps of the first window, later ones grow with the run
+            (``window.py``); 1 compares consecutive steps. Above 1 it needs two more copies of the
+            parameters, and should be well above :math:`1/(1-\beta_1)`: 75 is a good choice.
         optimizer: what moves the modulator; "sgd" (paper), "adam", or "gauss_newton" (ours, mode
             "online"): the smallest change of the modulator that moves its raw outputs by the
             signal times ``lr``. None: "sgd" in mode "lookahead"; in mode "online" "adam", with a
             window "gauss_newton".
-        lr: its learning rate :math:`\eta_{meta}`. None: 1e-3 for "adam", 1e-4 for "sgd", 1.0 for
+        lr: its learning rate :math:`\eta_{meta}`. None: 1e-3 for "adam", 1e-4 for "sgd", 2.0 for
             "gauss_newton".
         weight_decay: coefficient of :math:`\sum \lVert W \rVert_2` (not squared) over encoder
             tensors and output weight.

@@ -23,7 +23,7 @@ from metaadamw.features import (
     tensor_columns,
 )
 from metaadamw.gauss_newton import gauss_newton_gradient
-from metaadamw.layout import Layout, Pair
+from metaadamw.layout import Column, Layout, Pair
 from metaadamw.learned_state import learned_state, restore
 from metaadamw.lookahead import TERMS
 from metaadamw.meta_optimizer import MetaOptimizer
@@ -40,7 +40,13 @@ from metaadamw.replay import Schedule
 from metaadamw.scalars import GroupScalars
 from metaadamw.tokens import Token
 from metaadamw.uncertainty import PriorityUncertaintyWeighting
-from metaadamw.window import WINDOW_PRODUCTS, begin_window, displacements, window_signal
+from metaadamw.window import (
+    WINDOW_PRODUCTS,
+    Windows,
+    lowest_log_alpha,
+    window_at,
+    window_signal,
+)
 
 __all__ = ["Learner"]
 
@@ -111,6 +117,7 @@ class Learner:
         self.features: Tensor | None = None
         self.modulation: Modulation | None = None
         self.last: LastStep | None = None
+        self._window = (0, 0)
         self.report: MetaUpdate | None = None
         if schedule is not None:
             schedule.check_groups([str(group["name"]) for group in param_groups])
@@ -124,9 +131,19 @@ class Learner:
         return self.meta.weight_decay if sparsity is None else sparsity
 
     @property
-    def period(self) -> int:
-        """Steps between two refreshes of α and β."""
-        return self.config.update_every if self.meta.window == 1 else self.meta.window
+    def refreshes(self) -> bool:
+        """Whether α and β are made anew before the step to come."""
+        if self.meta.window == 1:
+            return self.steps % self.config.update_every == 0
+        return self.window[0] == self.steps
+
+    @property
+    def window(self) -> tuple[int, int]:
+        """The window that the step to come lies in, where there are windows."""
+        begin, end = self._window
+        if not begin <= self.steps < end:
+            self._window = window_at(self.steps, self.meta.window)
+        return self._window
 
     @property
     def learned(self) -> list[Tensor]:
@@ -197,13 +214,12 @@ class Learner:
         if self.schedule is not None:
             layout = self.layout
             self.modulation = self.schedule.at(self.steps, layout.device, layout.dtype)
-        elif self.modulation is None or self.steps % self.period == 0:
+        elif self.modulation is None or self.refreshes:
             self._follow([token.group for token in tokens])
             columns, pairs = tensor_columns(tokens), self.products
             learns = self.meta.mode == "online" and self.steps >= self.meta.warmup_steps
-            in_windows = self.meta.window > 1
-            if learns and in_windows:
-                columns["displacement"] = displacements(tokens)
+            windows = self._end_window(tokens, columns) if self._at_window else None
+            if windows is not None:
                 pairs = list(dict.fromkeys([*pairs, *WINDOW_PRODUCTS]))
             elif learns and self.last is not None:
                 columns["direction"] = Directions(
@@ -214,19 +230,45 @@ class Learner:
                 )
                 pairs = list(dict.fromkeys([*pairs, *ONLINE_PRODUCTS]))
             products = self.layout.products(columns, pairs)
-            if learns and not in_windows and self.last is not None:
+            if learns and windows is None and self.last is not None:
                 self._learn(self.last.features, *online_signal(products, self.last, self.layout))
             features = self._finite(self._features(products))
             self.features = self._kept(self.features, features)
-            if in_windows and self.steps % self.meta.window == 0:
-                if learns:
-                    signal = window_signal(products, self.layout)
-                    self._learn(self.features, signal, torch.zeros_like(signal))
-                begin_window(tokens)
+            if learns and windows is not None:
+                signal = self._above_lowest(window_signal(products, self.layout))
+                self._learn(self.features, signal, torch.zeros_like(signal))
             factors: Modulation = self.modulator(self.features)
             old = self.modulation or (None,) * len(factors)
             self.modulation = Modulation(*map(self._kept, old, factors))
+            if windows is not None:
+                windows.begin(self._rates(tokens)[0])
         return self.modulation
+
+    @property
+    def _at_window(self) -> bool:
+        return self.meta.window > 1 and self.window[0] == self.steps
+
+    def _rates(self, tokens: Sequence[Token]) -> tuple[Tensor, Tensor]:
+        """R = η α_g and β_g λ of the step to come, [G]."""
+        alpha, beta, *_ = self.last_modulation
+        groups = [token.group for token in tokens]
+        rates = self._vector([group["lr"] for group in groups])
+        return rates * alpha, self._vector([group["weight_decay"] for group in groups]) * beta
+
+    def _end_window(self, tokens: Sequence[Token], columns: dict[str, Column]) -> Windows:
+        windows = Windows(tokens, eps_inside_sqrt=self.eps_inside_sqrt, capturable=self.capturable)
+        rates, decays = self._rates(tokens)
+        windows.end(rates)
+        ended = window_at(max(self.steps - 1, 0), self.meta.window)
+        columns["displacement"] = windows.displacements()
+        columns["gradient_sum"] = windows.gradient_sums(rates, decays, ended[1] - ended[0])
+        return windows
+
+    def _above_lowest(self, signal: Tensor) -> Tensor:
+        """The signal, as far as it asks for no factor below the lowest."""
+        lowest = lowest_log_alpha(self.config.alpha_start, self.steps, self.meta.window)
+        room = (self.last_modulation.alpha.log() - lowest) / cast(float, self.meta.lr)
+        return torch.minimum(signal, room)
 
     def _kept(self, old: Tensor | None, new: Tensor) -> Tensor:
         """What the next step will read: for a CUDA graph always the same memory."""

@@ -1,82 +1,200 @@
-r"""Beyond the paper: the free hypergradient with a longer horizon.
+r"""Beyond the paper: the free hypergradient with a horizon that grows with the run.
 
-One step is mostly noise, and so is what the next gradient says of it. Over K steps the noise
-averages out while progress adds up. The displacement of a window,
+One step is mostly noise, and so is what the next gradient says of it. Over a window of K steps the
+noise averages out while progress adds up. A window is measured between landing points, where
+momentum alone would carry the parameters of a group (r is its rate :math:`\eta\alpha_g`):
 
-.. math:: D_{t,g} = \theta_{t,g} - \theta_{t-K,g},
+.. math:: P_t = \theta_t - r\frac{\beta_1}{1-\beta_1}\hat u_t, \qquad
+          D = P_{t+K} - P_t
+            \approx -r\sum\frac{g}{\sqrt{\hat v} + \epsilon} - rK\beta_g\lambda\theta
 
-meets the mean gradient at the end of the next one, which AdamW keeps anyway as the first moment:
+Its own gradients have made D, and no others. So D is a direction, and with
+:math:`S = -(D + rK\beta_g\lambda\theta)(\sqrt{\hat v} + \epsilon)`, about their sum, also the
+gradient that judges the direction of the window before, with noise of its own:
 
-.. math:: \partial L/\partial\log\alpha_g \approx \cos(m_{t+K,g}, D_{t,g})
+.. math:: \partial L/\partial\log\alpha_g \approx \cos(S, D_{before})
 
-is negative as long as going on where the window went would lower the loss. It costs three inner
-products every K steps and two copies of the parameters. K has to be well above
-:math:`1/(1-\beta_1)`, the memory of m: what m still knows of the window itself always says go on.
+is negative as long as going on where the last window went would lower the loss. It costs nothing
+between windows, and two copies of the parameters.
+
+*Horizon.* A factor that is best for the next K steps is too low for the rest of the run: less noise
+now, less progress later. So K grows, to a tenth of the steps taken so far, and no factor falls
+faster than 1/t: the fastest decay with which the sum of all steps still has no limit.
+
+Source: what this does on a quadratic with noise, for runs of two lengths and base learning rates
+over two orders of magnitude, is in ``benchmarks/short_horizon.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from metaadamw.layout import Column, Layout, Pair, cosines
+from metaadamw.adamw import update_direction
+from metaadamw.layout import Layout, Pair, cosines
+from metaadamw.master_weights import float32_values
 from metaadamw.tokens import Token
 
 __all__ = [
+    "GROWTH",
     "WINDOW_KEYS",
     "WINDOW_PRODUCTS",
-    "begin_window",
+    "Windows",
     "create_window",
-    "displacements",
+    "lowest_log_alpha",
+    "window_at",
     "window_signal",
 ]
+
+GROWTH = 0.1
+"""Length of a window in units of the steps before it, once that is longer than the first."""
 
 START, DISPLACEMENT = "window_start", "displacement"
 WINDOW_KEYS = (START, DISPLACEMENT)
 """Two tensors in the state of a parameter: where the window began, how far the last one went."""
 
 WINDOW_PRODUCTS: list[Pair] = [
-    ("exp_avg", "displacement"),
-    ("exp_avg", "exp_avg"),
+    ("gradient_sum", "displacement"),
+    ("gradient_sum", "gradient_sum"),
     ("displacement", "displacement"),
 ]
 """The inner products that the signal is made of."""
 
 
+def window_at(steps: int, first: int) -> tuple[int, int]:
+    """The window that a step lies in, from its first step to before its last.
+
+    Example:
+        >>> window_at(30, 25), window_at(1000, 25)
+        ((25, 50), (981, 1079))
+    """
+    begin, end = 0, first
+    while end <= steps:
+        begin, end = end, end + max(first, int(GROWTH * end))
+    return begin, end
+
+
+def lowest_log_alpha(alpha_start: float, steps: int, first: int) -> float:
+    r"""Log of the lowest factor after so many steps: it falls no faster than 1/t.
+
+    .. math:: \alpha_g(t) \ge \alpha_{start}\min(1, t_0 / t)
+
+    with :math:`t_0` the step from which on windows grow.
+    """
+    return math.log(alpha_start) - math.log(max(1.0, GROWTH * steps / first))
+
+
 def create_window(entry: dict[str, Any], param: Tensor) -> None:
     """The state of a parameter that a window begins with; one that has it keeps it."""
     if START not in entry:
-        entry[START] = param.detach().clone(memory_format=torch.preserve_format)
-        entry[DISPLACEMENT] = torch.zeros_like(param)
+        start = param.detach().to(entry["exp_avg"].dtype, copy=True)
+        entry[START] = start
+        entry[DISPLACEMENT] = torch.zeros_like(start)
 
 
-def displacements(tokens: Sequence[Token]) -> Column:
-    """The displacement of every tensor, None where there is none."""
-    return [d for token in tokens for d in token.displacements]
+class Windows:
+    """The end of one window and the begin of the next, between two steps.
+
+    Args:
+        tokens: the groups' tensors.
+        eps_inside_sqrt: the printed form of Eq. 4.
+        capturable: the step counters stay on the device.
+    """
+
+    def __init__(self, tokens: Sequence[Token], *, eps_inside_sqrt: bool, capturable: bool) -> None:
+        self._tokens = tokens
+        self._places = [(g, i) for g, token in enumerate(tokens) for i in range(len(token.params))]
+        self._eps_inside_sqrt, self._capturable = eps_inside_sqrt, capturable
+
+    def _step(self, step: Tensor) -> float | Tensor:
+        # A parameter without a step has not moved: any count but 0 says so.
+        return max(step.item(), 1.0) if step.is_cpu and not self._capturable else step.clamp_min(1)
+
+    def _landing(self, g: int, i: int, rate: Tensor) -> Tensor | None:
+        """P of one tensor, if it has a window."""
+        token = self._tokens[g]
+        exp_avg, exp_avg_sq, step = token.exp_avgs[i], token.exp_avg_sqs[i], token.steps[i]
+        if token.window_starts[i] is None or exp_avg is None or exp_avg_sq is None or step is None:
+            return None
+        beta1, _ = token.group["betas"]
+        landing = update_direction(
+            exp_avg,
+            exp_avg_sq,
+            self._step(step),
+            betas=token.group["betas"],
+            eps=token.group["eps"],
+            eps_inside_sqrt=self._eps_inside_sqrt,
+        )
+        landing *= -(rate * beta1 / (1 - beta1)).to(landing)
+        return landing.add_(self._param(g, i, landing.dtype))
+
+    def _param(self, g: int, i: int, dtype: torch.dtype) -> Tensor:
+        param = self._tokens[g].params[i]
+        if param.dtype == dtype:
+            return param
+        return float32_values([param], [self._tokens[g].low_bits[i]])[0]
+
+    @torch.no_grad()
+    def end(self, rates: Tensor) -> None:
+        """Put D in the place of where the window began; rates r, [G]."""
+        for g, i in self._places:
+            start, landing = self._tokens[g].window_starts[i], self._landing(g, i, rates[g])
+            if start is not None and landing is not None:
+                torch.sub(landing, start, out=start)
+
+    def displacements(self) -> list[Tensor | None]:
+        """The D of the window before, tensor by tensor."""
+        return [d for token in self._tokens for d in token.displacements]
+
+    def gradient_sums(
+        self, rates: Tensor, decays: Tensor, length: int
+    ) -> Callable[[int], Tensor | None]:
+        r"""The column of S, each made when it is asked for, once the window has ended.
+
+        Args:
+            rates: r, [G].
+            decays: :math:`\beta_g\lambda`, [G].
+            length: K.
+        """
+        decayed = rates * decays * length
+
+        def gradient_sum(place: int) -> Tensor | None:
+            g, i = self._places[place]
+            token = self._tokens[g]
+            moved, exp_avg_sq, step = token.window_starts[i], token.exp_avg_sqs[i], token.steps[i]
+            if moved is None or exp_avg_sq is None or step is None:
+                return None
+            eps = token.group["eps"]
+            square: Tensor = exp_avg_sq / (1 - token.group["betas"][1] ** self._step(step))
+            root = square.add_(eps).sqrt_() if self._eps_inside_sqrt else square.sqrt_().add_(eps)
+            by_gradients = moved + decayed[g].to(moved) * self._param(g, i, moved.dtype)
+            return root.mul_(by_gradients).neg_()
+
+        return gradient_sum
+
+    @torch.no_grad()
+    def begin(self, rates: Tensor) -> None:
+        """Keep D and note where the next window begins; the rates are those of its steps."""
+        for g, i in self._places:
+            token = self._tokens[g]
+            start, displacement = token.window_starts[i], token.displacements[i]
+            landing = self._landing(g, i, rates[g])
+            if start is not None and displacement is not None and landing is not None:
+                displacement.copy_(start)
+                start.copy_(landing)
 
 
 @torch.no_grad()
 def window_signal(products: Mapping[Pair, Tensor], layout: Layout) -> Tensor:
-    r""":math:`\cos(m_{t+K,g}, D_{t,g})` of the groups' concatenated tensors, [G].
+    r""":math:`\cos(S, D_{before})` of the groups' concatenated tensors, [G].
 
     0 where nothing moved or no gradient came.
     """
-    product, exp_avg_square, displacement_square = (
+    product, sum_square, displacement_square = (
         products[pair] @ layout.sum for pair in WINDOW_PRODUCTS
     )
-    return cosines(product, exp_avg_square.sqrt(), displacement_square.sqrt())
-
-
-@torch.no_grad()
-def begin_window(tokens: Sequence[Token]) -> None:
-    """End a window, before the step that begins the next: note its displacement and its end."""
-    for token in tokens:
-        for param, start, displacement in zip(
-            token.params, token.window_starts, token.displacements, strict=True
-        ):
-            if start is not None and displacement is not None:
-                torch.sub(param, start, out=displacement)
-                start.copy_(param)
+    return cosines(product, sum_square.sqrt(), displacement_square.sqrt())

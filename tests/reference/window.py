@@ -1,7 +1,8 @@
-"""Beyond the paper: windows, written down with the whole history of the parameters.
+"""Beyond the paper: windows, written down with the whole history of the training.
 
-A window of K steps begins at steps 0, K, 2K, …; the displacement of the one before meets the first
-moment at its end. Every group has raw outputs of its own, so the Jacobian is the identity.
+The first window has K steps, each later one a tenth of the steps before it or K, whichever is more.
+S, about the sum of the gradients of a window, meets the displacement D of the one before. Every
+group has raw outputs of its own, so the Jacobian is the identity.
 """
 
 from __future__ import annotations
@@ -15,6 +16,14 @@ from torch import Tensor
 DAMPING = 0.1
 
 
+def boundaries(steps: int, first: int) -> list[int]:
+    """The steps at which windows begin, as long as they are below ``steps``."""
+    found = [0]
+    while found[-1] + max(first, int(0.1 * found[-1])) < steps:
+        found.append(found[-1] + max(first, int(0.1 * found[-1])))
+    return found
+
+
 def train_in_windows(
     theta: Sequence[Tensor],
     gradient: Callable[[Sequence[Tensor], int], Sequence[Tensor]],
@@ -24,6 +33,7 @@ def train_in_windows(
     lr: float,
     gain: float,
     alpha_range: float,
+    alpha_start: float = 1.0,
     weight_decay: float = 1e-2,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
@@ -31,19 +41,43 @@ def train_in_windows(
     """Each tensor is a group; returns theta after, and alpha in, every step."""
     theta = [p.clone() for p in theta]
     m, v = [torch.zeros_like(p) for p in theta], [torch.zeros_like(p) for p in theta]
-    raw = [0.0] * len(theta)
+    raw = [alpha_range * math.atanh(math.log(alpha_start) / alpha_range)] * len(theta)
+    alpha = [alpha_start] * len(theta)
+    begins = boundaries(steps, window)
     history, alphas = [theta], []
+    # By window and group: where it began, and how far it went.
+    starts, displacements = [], []
     for t in range(1, steps + 1):
         done = t - 1
-        if done % window == 0 and done >= 2 * window:
-            for g in range(len(theta)):
-                # D of the window that ended K steps ago, and m after the K steps since.
-                displacement = history[done - window][g] - history[done - 2 * window][g]
-                lengths = displacement.norm() * m[g].norm()
-                cosine = (m[g] * displacement).sum() / lengths if lengths > 0 else 0.0
-                slope = 1 - math.tanh(raw[g] / alpha_range) ** 2  # of log alpha
-                raw[g] -= gain * float(cosine) * slope / (1 + DAMPING)
-        alpha = [math.exp(alpha_range * math.tanh(r / alpha_range)) for r in raw]
+        if done in begins:
+            rates = [lr * a for a in alpha]
+            landings = [
+                _landing(*tensors, done, betas, eps)
+                for tensors in zip(theta, m, v, rates, strict=True)
+            ]
+            groups = range(len(theta))
+            if starts:
+                displacements.append([landings[g] - starts[-1][g] for g in groups])
+            if len(displacements) > 1:
+                length = begins[len(starts)] - begins[len(starts) - 1]
+                for g in groups:
+                    decay = rates[g] * length * weight_decay * theta[g]
+                    root = (v[g] / (1 - betas[1] ** done)).sqrt() + eps
+                    s, d = -(displacements[-1][g] + decay) * root, displacements[-2][g]
+                    lengths = s.norm() * d.norm()
+                    cosine = float((s * d).sum() / lengths) if lengths > 0 else 0.0
+                    lowest = alpha_start * min(1.0, window / (0.1 * done))
+                    cosine = min(cosine, math.log(alpha[g] / lowest) / gain)
+                    slope = 1 - math.tanh(raw[g] / alpha_range) ** 2  # of log alpha
+                    raw[g] -= gain * cosine * slope / (1 + DAMPING)
+                    alpha[g] = math.exp(alpha_range * math.tanh(raw[g] / alpha_range))
+            rates = [lr * a for a in alpha]
+            starts.append(
+                [
+                    _landing(*tensors, done, betas, eps)
+                    for tensors in zip(theta, m, v, rates, strict=True)
+                ]
+            )
         grads = gradient(theta, t)
         m = [betas[0] * x + (1 - betas[0]) * g for x, g in zip(m, grads, strict=True)]
         v = [betas[1] * x + (1 - betas[1]) * g * g for x, g in zip(v, grads, strict=True)]
@@ -54,5 +88,21 @@ def train_in_windows(
             for p, a, x, y in zip(theta, alpha, m, v, strict=True)
         ]
         history.append(theta)
-        alphas.append(alpha)
+        alphas.append(list(alpha))
     return history, alphas
+
+
+def _landing(
+    theta: Tensor,
+    m: Tensor,
+    v: Tensor,
+    rate: float,
+    t: int,
+    betas: tuple[float, float],
+    eps: float,
+) -> Tensor:
+    """Where momentum alone would carry theta after step t."""
+    if t == 0:
+        return theta
+    u = (m / (1 - betas[0] ** t)) / ((v / (1 - betas[1] ** t)).sqrt() + eps)
+    return theta - rate * betas[0] / (1 - betas[0]) * u

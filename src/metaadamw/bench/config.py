@@ -140,6 +140,8 @@ def resolve(request: RunRequest, task: PreparedTask, arm: Arm, processes: int = 
         )
     epochs = request.epochs or task.max_epochs["metaadamw" if arm.modulated else "adamw"]
     lr = task.lr if arm.lr is None else arm.lr
+    lr = (lr if request.lr is None else request.lr) * settings.get("mean_alpha", 1.0)
+    decay = task.weight_decay if arm.decay_per_step is None else arm.decay_per_step / lr
     return RunConfig(
         task=task.name,
         arm=arm.name,
@@ -151,8 +153,8 @@ def resolve(request: RunRequest, task: PreparedTask, arm: Arm, processes: int = 
         max_steps=request.max_steps,
         steps_per_epoch=task.steps_per_epoch,
         total_steps=epochs * task.steps_per_epoch,
-        lr=(lr if request.lr is None else request.lr) * settings.get("mean_alpha", 1.0),
-        weight_decay=task.weight_decay if request.weight_decay is None else request.weight_decay,
+        lr=lr,
+        weight_decay=decay if request.weight_decay is None else request.weight_decay,
         betas=task.betas,
         batch_size=task.batch_size,
         patience=task.patience,
