@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 
 from metaadamw import MetaAdamW, MetaConfig, ModulatorConfig, fine_grained_groups
 from metaadamw.gauss_newton import DAMPING, gauss_newton
-from tests.reference.window import train_in_windows
+from metaadamw.window import lowest_log_alpha, window_at
+from tests.reference.window import boundaries, train_in_windows
 
 WINDOW = 4
 SCALARS = ModulatorConfig(layers=0, scale="log", alpha_range=2.0)
@@ -76,6 +78,57 @@ def test_scalars_follow_the_twin(seed, path, alpha_start):
             torch.testing.assert_close(p.detach(), q, rtol=1e-9, atol=1e-11)
     assert optimizer.modulation.alpha.sub(alpha_start).abs().min() > 1e-2
     assert (optimizer.modulation.beta == 1).all()
+
+
+@pytest.mark.parametrize("first", [1, 2, 4, 75])
+def test_windows_grow(first):
+    begins = boundaries(3000, first)
+    assert begins[:3] == [0, first, 2 * first]
+    for steps in range(3000):
+        begin, end = window_at(steps, first)
+        assert begin <= steps < end
+        assert begin in begins
+        assert end - begin == max(first, begin // 10)
+
+
+def test_no_factor_falls_faster_than_the_steps_grow():
+    lowest = [math.exp(lowest_log_alpha(0.5, t, 75)) for t in (0, 75, 750, 1500, 7500)]
+    assert lowest == pytest.approx([0.5, 0.5, 0.5, 0.25, 0.05])
+
+
+@pytest.mark.parametrize("start", [1.0, 0.5])
+def test_a_rate_that_is_far_too_high_falls_to_the_lowest(start):
+    params = [nn.Parameter(torch.ones(20, dtype=torch.float64))]
+    modulator = ModulatorConfig(layers=0, scale="log", alpha_range=4.0, alpha_start=start)
+    optimizer = MetaAdamW(
+        params, lr=1.0, modulator=modulator, meta=MetaConfig(mode="online", window=WINDOW)
+    )
+    generator = torch.Generator().manual_seed(0)
+    for step in range(400):
+        noise = torch.randn(20, generator=generator, dtype=torch.float64)
+        params[0].grad = params[0].detach() + noise
+        optimizer.step()
+        begin, _ = window_at(step, WINDOW)
+        lowest = math.exp(lowest_log_alpha(start, begin, WINDOW))
+        assert optimizer.modulation.alpha.item() >= lowest * (1 - 1e-12)
+    assert optimizer.modulation.alpha.item() < 1.5 * lowest
+
+
+def test_a_window_counts_its_own_gradients_only():
+    """What momentum still carries from the window before is in neither D nor S."""
+    params = [nn.Parameter(torch.zeros(8, dtype=torch.float64))]
+    meta = MetaConfig(mode="online", window=20, lr=0.0)
+    optimizer = optimizer_of(params, meta=meta, weight_decay=0.0)
+    pushed = torch.randn(8, dtype=torch.float64)
+    for step in range(201):
+        params[0].grad = pushed if step < 180 else torch.zeros_like(pushed)
+        optimizer.step()
+        if step == 180:
+            before = params[0].detach().clone()
+    carried = (before - params[0].detach()).abs()
+    assert carried.min() > 0.1
+    # In the twenty steps v̂ falls by a tenth, while most of the momentum is gone after ten.
+    assert (optimizer.state[params[0]]["displacement"].abs() < 0.05 * carried).all()
 
 
 @pytest.mark.parametrize("modulator", [SCALARS, ATTENTION], ids=["scalars", "attention"])
