@@ -1,7 +1,7 @@
 """AdamW with learning rate and weight decay modulated per param group by a small Transformer."""
 
 from metaadamw.batches import NumberedBatches
-from metaadamw.config import MetaConfig, ModulatorConfig, paper_preset
+from metaadamw.config import MetaConfig, ModulatorConfig, paper_preset, windows_preset
 from metaadamw.groups import fine_grained_groups, group_table
 from metaadamw.meta_update import MetaUpdate
 from metaadamw.modulator import Modulation
@@ -25,4 +25,5 @@ __all__ = [
     "fine_grained_groups",
     "group_table",
     "paper_preset",
+    "windows_preset",
 ]

@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = ["MetaConfig", "ModulatorConfig", "paper_preset"]
+__all__ = ["MetaConfig", "ModulatorConfig", "paper_preset", "windows_preset"]
 
 FEATURE_SETS = (
     "basic",
@@ -347,3 +347,29 @@ def paper_preset(task: str, *, as_run: bool = False) -> tuple[ModulatorConfig, M
     # Central differences: on these models they take less time and a fraction of the memory.
     meta = {"hvp": "finite_difference", **meta}
     return ModulatorConfig(init="xavier", **modulator), MetaConfig(**meta)
+
+
+def windows_preset(*, layers: int = 0) -> tuple[ModulatorConfig, MetaConfig]:
+    """Online mode as the evidence has it: windows that grow, a factor for each group.
+
+    Factors start at 0.5, a warm-up that ends when the signal says so, and stay within e^±4. Learns
+    inside ``step()`` from the training gradients, every 75 steps and later ever more rarely, and
+    needs two more copies of the parameters.
+
+    Args:
+        layers: of the Transformer; 0 learns the factors of the groups by themselves.
+
+    Returns:
+        The two configurations, to be given to ``MetaAdamW(..., modulator=, meta=)``.
+
+    Example:
+        >>> modulator, meta = windows_preset()
+        >>> modulator.layers, meta.window
+        (0, 75)
+
+    Source: ``docs/evidence.md`` says how it was chosen and what it is worth.
+    """
+    modulator = ModulatorConfig(
+        features="scale_free", layers=layers, scale="log", alpha_range=4.0, alpha_start=0.5
+    )
+    return modulator, MetaConfig(mode="online", window=75)

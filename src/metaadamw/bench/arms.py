@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from metaadamw import MetaConfig, ModulatorConfig, paper_preset
+from metaadamw import MetaConfig, ModulatorConfig, paper_preset, windows_preset
 from metaadamw.bench import optimizers
 from metaadamw.bench.config import RunConfig
 from metaadamw.bench.optimizers import Stepper
@@ -92,12 +92,9 @@ def _metaadamw(meta: MetaConfig) -> Callable[[PreparedTask], dict[str, Any]]:
     }
 
 
-def _window(layers: int) -> dict[str, Any]:
-    modulator = ModulatorConfig(
-        features="scale_free", layers=layers, scale="log", alpha_range=4.0, alpha_start=0.5
-    )
-    meta = MetaConfig(mode="online", window=75)
-    return {
+def _windows(layers: int) -> Callable[[PreparedTask], dict[str, Any]]:
+    modulator, meta = windows_preset(layers=layers)
+    return lambda task: {
         "grouping": "extended",
         "modulator": asdict(modulator),
         "meta": asdict(meta),
@@ -204,14 +201,6 @@ ARMS = {
             modulated=True,
         ),
         Arm(
-            name="metaadamw-cosine",
-            title="MetaAdamW, cosine",
-            description="metaadamw, its learning rate falling to zero along half a cosine",
-            build=optimizers.metaadamw_cosine,
-            settings=_metaadamw(MetaConfig()),
-            modulated=True,
-        ),
-        Arm(
             name="metaadamw-online",
             title="MetaAdamW, online",
             description=(
@@ -224,26 +213,35 @@ ARMS = {
         ),
         Arm(
             name="metaadamw-window",
-            title="MetaAdamW, online in windows",
+            title="MetaAdamW, windows, attention",
             description=(
-                "online with a horizon that grows with the run, from 75 steps to a tenth of it; "
-                "factors on a logarithmic scale, 0.5 at birth, the modulator moved by "
-                f"Gauss–Newton; a step decays the parameters by {DECAY_PER_STEP:g}"
+                "metaadamw-scalars with the modulator, one layer, in place of a factor for each "
+                "group, moved by Gauss–Newton: whether attention earns its place"
             ),
             build=optimizers.metaadamw,
-            settings=lambda task: _window(layers=1),
+            settings=_windows(layers=1),
             modulated=True,
             decay_per_step=DECAY_PER_STEP,
         ),
         Arm(
             name="metaadamw-scalars",
-            title="no attention, online in windows",
+            title="MetaAdamW, windows",
             description=(
-                "metaadamw-window with a factor for each group in place of the modulator: what the "
-                "signal achieves without attention"
+                "windows_preset: online with a horizon that grows with the run, from 75 steps to a "
+                "tenth of it, a factor for each group, no attention; "
+                f"a step decays the parameters by {DECAY_PER_STEP:g}"
             ),
             build=optimizers.metaadamw,
-            settings=lambda task: _window(layers=0),
+            settings=_windows(layers=0),
+            modulated=True,
+            decay_per_step=DECAY_PER_STEP,
+        ),
+        Arm(
+            name="metaadamw-scalars-cosine",
+            title="MetaAdamW, windows, cosine",
+            description="metaadamw-scalars, its learning rate falling to zero along half a cosine",
+            build=optimizers.metaadamw_cosine,
+            settings=_windows(layers=0),
             modulated=True,
             decay_per_step=DECAY_PER_STEP,
         ),

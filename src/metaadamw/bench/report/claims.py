@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from statistics import fmean
 
 from metaadamw.bench.report import numbers
-from metaadamw.bench.report.collection import BASELINE, DEFAULT, TUNED, Collection
+from metaadamw.bench.report.collection import BASELINE, OURS, TUNED, Collection
 from metaadamw.bench.report.comparison import Budget, Comparison
 from metaadamw.bench.report.document import Result, Verdict
 from metaadamw.bench.report.paper import PAPER
@@ -19,7 +19,7 @@ _TASKS_BETTER = 4
 _MOST_OVERHEAD = 0.03
 _MOST_OF_ADAMWS_LOSS = 0.5
 _COSINE, _TUNED_COSINE = "adamw-cosine", "adamw-tuned-cosine"
-_OWN_COSINE = "metaadamw-cosine"
+_OWN_COSINE = f"{OURS}-cosine"
 
 
 def claims(collections: Sequence[Collection]) -> list[Verdict]:
@@ -70,12 +70,12 @@ def _verdict(
 
 def _better_than_tuned(collection: Collection, budget: Budget) -> Result:
     """Better on four tasks, worse on none; missing tasks, seeds or failed runs do not reach it."""
-    found = _on_paper_tasks(collection, DEFAULT, TUNED, budget)
+    found = _on_paper_tasks(collection, OURS, TUNED, budget)
     if not found:
-        return Result("", "no data", f"no common seeds of {DEFAULT} and {TUNED}.")
+        return Result("", "no data", f"no common seeds of {OURS} and {TUNED}.")
     better = sum(comparison.verdict == "better" for comparison in found.values())
     worse = sum(comparison.verdict == "worse" for comparison in found.values())
-    caveat = _caveat(collection, found, DEFAULT, TUNED)
+    caveat = _caveat(collection, found, OURS, TUNED)
     return Result(
         "",
         "reached" if better >= _TASKS_BETTER and not worse and not caveat else "not reached",
@@ -93,7 +93,7 @@ def _on_paper_tasks(
 
 
 def _other_tasks(collection: Collection, budget: Budget) -> tuple[str, ...]:
-    found = collection.compare(DEFAULT, TUNED, budget)
+    found = collection.compare(OURS, TUNED, budget)
     others = {task: comparison for task, comparison in found.items() if task not in PAPER}
     return tuple(f"not counted: {line}" for line in _by_task(others))
 
@@ -154,7 +154,7 @@ def _robust(collection: Collection) -> Result:
     missing = [task for task in PAPER if task not in {result.task for result in found}]
     reached = not missing and all(r.whole and r.ratio <= _MOST_OF_ADAMWS_LOSS for r in found)
     every = tuple(
-        f"{r.task}: {DEFAULT} loses up to {r.loss:.2f} %, AdamW up to {r.adamw_loss:.2f} % over "
+        f"{r.task}: {OURS} loses up to {r.loss:.2f} %, AdamW up to {r.adamw_loss:.2f} % over "
         f"learning rates {r.rates[0]:g} … {r.rates[-1]:g}"
         + ("" if r.whole else " (not the whole range)")
         for r in found
@@ -172,10 +172,10 @@ def _robust(collection: Collection) -> Result:
 def _cheap(collection: Collection) -> Result:
     overheads = dict(_overheads(collection))
     if not overheads:
-        return Result("", "no data", f"no common seeds of {DEFAULT} and {BASELINE}.")
+        return Result("", "no data", f"no common seeds of {OURS} and {BASELINE}.")
     equal = _better_than_tuned(collection, "equal compute")
     cheap = all(overhead <= _MOST_OVERHEAD for overhead in overheads.values())
-    found = _on_paper_tasks(collection, DEFAULT, TUNED, "equal compute")
+    found = _on_paper_tasks(collection, OURS, TUNED, "equal compute")
     every = tuple(
         f"{task}: {numbers.percent(100 * overhead)} a step"
         + (f"; at equal wall-clock {_words(found[task])}" if task in found else "")
@@ -194,7 +194,7 @@ def _cheap(collection: Collection) -> Result:
 def _overheads(collection: Collection) -> Iterator[tuple[str, float]]:
     """Train + meta seconds per step beyond AdamW's, over common seeds, as a share."""
     for task in PAPER:
-        mine = {run.seed: run for run in collection.of(task, DEFAULT) if run.steps}
+        mine = {run.seed: run for run in collection.of(task, OURS) if run.steps}
         theirs = {run.seed: run for run in collection.of(task, BASELINE) if run.steps}
         seeds = sorted(mine.keys() & theirs.keys())
         if seeds:
@@ -206,7 +206,7 @@ def _overheads(collection: Collection) -> Iterator[tuple[str, float]]:
 def _beyond_the_paper(collection: Collection) -> Result:
     gains, words = [], []
     for task, paper in PAPER.items():
-        runs = collection.of(task, DEFAULT)
+        runs = collection.of(task, OURS)
         if runs:
             sign = 1 if runs[0].direction == "maximize" else -1
             best = [run.best_metric for run in runs]
@@ -216,8 +216,8 @@ def _beyond_the_paper(collection: Collection) -> Result:
                 f"{numbers.percent(gains[-1])}, n = {len(runs)}"
             )
     if not gains:
-        return Result("", "no data", f"no runs of {DEFAULT}.")
-    lost = _lost(collection, DEFAULT)
+        return Result("", "no data", f"no runs of {OURS}.")
+    lost = _lost(collection, OURS)
     return Result(
         "",
         "reached" if min(gains) > 0 and not lost else "not reached",

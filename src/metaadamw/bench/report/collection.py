@@ -13,7 +13,8 @@ from metaadamw.bench.report.runs import Cell, FinishedRun, LeftOut, Setting
 
 __all__ = [
     "BASELINE",
-    "DEFAULT",
+    "FAMILY",
+    "OURS",
     "TUNED",
     "Collection",
     "arm_order",
@@ -23,16 +24,19 @@ __all__ = [
 
 BASELINE = "adamw"
 TUNED = "adamw-tuned"
-DEFAULT = "metaadamw"
+FAMILY = "metaadamw"
+OURS = "metaadamw-scalars"
+"""The configuration that the claims are about."""
 
 # What a reader compares first stands first; other arms follow by name.
 _FIRST = (
-    *(DEFAULT, "metaadamw-cosine", "metaadamw-online", "metaadamw-paper"),
+    *(OURS, f"{OURS}-cosine", "metaadamw-window"),
+    *("metaadamw", "metaadamw-online", "metaadamw-paper"),
     *(BASELINE, TUNED, "adamw-cosine", "adamw-tuned-cosine"),
 )
 
 # What other authors propose, or what tells learning from chance: to be beaten.
-_CONTROLS = ("metaadamw-paper", "metaadamw-as-run", "metaadamw-random", "metaadamw-scalars")
+_CONTROLS = ("metaadamw-paper", "metaadamw-as-run", "metaadamw-random", OURS)
 
 
 def arm_order(arm: str) -> tuple[int, str]:
@@ -89,7 +93,7 @@ class Collection:
         return [
             arm
             for arm in self.arms
-            if arm.startswith(DEFAULT) and (arm not in _CONTROLS or arm == "metaadamw-paper")
+            if arm.startswith(FAMILY) and (arm not in _CONTROLS or arm in ("metaadamw-paper", OURS))
         ]
 
     def baselines(self, arm: str) -> list[str]:
@@ -97,7 +101,7 @@ class Collection:
         return [
             other
             for other in self.arms
-            if other != arm and (not other.startswith(DEFAULT) or other in _CONTROLS)
+            if other != arm and (not other.startswith(FAMILY) or other in _CONTROLS)
         ]
 
     def of(self, task: str, arm: str, ablation: str | None = None) -> list[FinishedRun]:

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from metaadamw.bench.report import picture
-from metaadamw.bench.report.collection import BASELINE, DEFAULT, TUNED, Collection
+from metaadamw.bench.report.collection import BASELINE, OURS, TUNED, Collection
 from metaadamw.bench.report.comparison import best_within
 from metaadamw.bench.report.document import Figures
 from metaadamw.bench.report.paper import FIGURES
@@ -31,7 +31,7 @@ CURVES = (
 )
 
 _COLOURS = {
-    DEFAULT: "#d55e00",
+    OURS: "#d55e00",
     "metaadamw-online": "#0072b2",
     "metaadamw-paper": "#009e73",
     BASELINE: "#333333",
@@ -39,7 +39,7 @@ _COLOURS = {
     "adamw-cosine": "#cc79a7",
 }
 _FURTHER_COLOURS = ("#e69f00", "#56b4e9", "#8c564b", "#9467bd", "#bcbd22", "#17becf")
-_BANDED = (DEFAULT, "metaadamw-paper", BASELINE, TUNED)
+_BANDED = (OURS, "metaadamw-paper", BASELINE, TUNED)
 _MOST_BANDS = 4
 _POINTS = 200
 

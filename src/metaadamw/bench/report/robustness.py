@@ -6,7 +6,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from metaadamw.bench.report import numbers
-from metaadamw.bench.report.collection import BASELINE, DEFAULT, Collection
+from metaadamw.bench.report.collection import BASELINE, OURS, Collection
 from metaadamw.bench.report.commands import report_command, run_commands
 from metaadamw.bench.report.document import Table
 
@@ -79,11 +79,11 @@ def by_learning_rate(collection: Collection, task: str, arm: str) -> dict[float,
 
 def robustness(collection: Collection, task: str) -> Robustness | None:
     """Compare the default arm with AdamW; None with fewer than three common learning rates."""
-    mine = by_learning_rate(collection, task, DEFAULT)
+    mine = by_learning_rate(collection, task, OURS)
     theirs = by_learning_rate(collection, task, BASELINE)
     if not mine or not theirs:
         return None
-    runs = collection.of(task, BASELINE) or collection.of(task, DEFAULT)
+    runs = collection.of(task, BASELINE) or collection.of(task, OURS)
     sign = 1 if runs and runs[0].direction == "maximize" else -1
     best = max(theirs, key=lambda rate: sign * fmean(theirs[rate]))
     low, high = best / _RANGE / _ROOM, best * _RANGE * _ROOM
