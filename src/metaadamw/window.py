@@ -70,7 +70,7 @@ def window_at(steps: int, first: int) -> tuple[int, int]:
 
     Example:
         >>> window_at(30, 25), window_at(1000, 25)
-        ((25, 50), (981, 1079))
+        ((25, 50), (940, 1034))
     """
     begin, end = 0, first
     while end <= steps:

@@ -24,6 +24,7 @@ ARMS = {
     "adamw-cosine": (1.4, 0.0201),
     "adamw-matched": (0.2, 0.0200),
     "metaadamw": (2.0, 0.0207),
+    "metaadamw-scalars": (2.0, 0.0207),
     "metaadamw-online": (1.2, 0.0206),
     "metaadamw-paper": (-0.4, 0.0290),
     "metaadamw-random": (-0.6, 0.0250),

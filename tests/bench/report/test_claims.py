@@ -1,7 +1,7 @@
 from tests.bench.report.synthetic import TASKS, change_json, write_run
 
 from metaadamw.bench.report.claims import claims
-from metaadamw.bench.report.collection import Collection
+from metaadamw.bench.report.collection import OURS, Collection
 from metaadamw.bench.report.paper import PAPER
 from metaadamw.bench.report.runs import read_runs
 
@@ -17,11 +17,11 @@ def judge(root):
     )
 
 
-def write(root, shifts, seeds=10, arms=("metaadamw", "adamw-tuned", "adamw")):
+def write(root, shifts, seeds=10, arms=(OURS, "adamw-tuned", "adamw")):
     for task, shift in shifts.items():
         for arm in arms:
             for seed in range(seeds):
-                write_run(root, task, arm, seed, shift=shift if arm == "metaadamw" else 0.0)
+                write_run(root, task, arm, seed, shift=shift if arm == OURS else 0.0)
 
 
 def test_claim_1_reached(tmp_path):
@@ -51,11 +51,11 @@ def test_claim_1_wants_all_seeds_tasks_and_no_failures(tmp_path):
     assert "No common seeds on imdb" in result.detail
 
     write(tmp_path / "failed", dict.fromkeys(PAPER, 2.0))
-    run = write_run(tmp_path / "failed", "imdb", "metaadamw", 10)
+    run = write_run(tmp_path / "failed", "imdb", OURS, 10)
     change_json(run / "summary.json", status="failed", error="boom")
     (result,) = judge(tmp_path / "failed")[0].results
     assert result.verdict == "not reached"
-    assert "Runs of metaadamw that failed or diverged: 1." in result.detail
+    assert "Runs of metaadamw-scalars that failed or diverged: 1." in result.detail
 
 
 def test_claims_without_runs_have_no_data(tmp_path):
@@ -66,14 +66,14 @@ def test_claims_without_runs_have_no_data(tmp_path):
 
 
 def test_cut_runs_decide_nothing(tmp_path):
-    write_run(tmp_path, "etth1", "metaadamw", 0, max_steps=20)
+    write_run(tmp_path, "etth1", OURS, 0, max_steps=20)
     assert {claim.results[0].verdict for claim in judge(tmp_path)} == {"no data"}
 
 
 def test_claim_3(tmp_path):
     for task in PAPER:
         for factor, adamw, metaadamw in ((0.25, 8, 3), (1, 0, 0.5), (4, 6, 1), (16, 20, 50)):
-            for arm, loss in (("adamw", adamw), ("metaadamw", metaadamw)):
+            for arm, loss in (("adamw", adamw), (OURS, metaadamw)):
                 # The common rate where a sweep puts it, the others elsewhere.
                 place = None if factor == 1 else f"rates/{task}/{arm}/{factor}"
                 run = write_run(tmp_path, task, arm, 0, lr=factor * 1e-3, place=place)
@@ -83,7 +83,7 @@ def test_claim_3(tmp_path):
     # From 100 to 100 ∓ 8 at most for AdamW, from 100 ∓ 0.5 to 100 ∓ 3: within a half.
     assert (result.verdict, result.detail) == ("reached", "holds on 5 of 5 tasks.")
     assert result.evidence[0] == (
-        "etth1: metaadamw loses up to 2.49 %, AdamW up to 8.00 % over learning rates "
+        "etth1: metaadamw-scalars loses up to 2.49 %, AdamW up to 8.00 % over learning rates "
         "0.00025 … 0.004"
     )
 
@@ -93,7 +93,7 @@ def test_claim_4_counts_meta_updates_as_time(tmp_path):
     (result,) = judge(tmp_path)[3].results
     # 3.5 % more for a step, and on top of it a tenth for meta-updates.
     assert result.verdict == "not reached"
-    for run in tmp_path.glob("clean-small/*/metaadamw/*"):
+    for run in tmp_path.glob("clean-small/*/metaadamw-scalars/*"):
         seconds = {"train": 0.1, "meta": 0.0, "evaluation": 0, "logging": 0, "total": 1}
         change_json(run / "summary.json", seconds=seconds)
     (result,) = judge(tmp_path)[3].results
@@ -102,7 +102,7 @@ def test_claim_4_counts_meta_updates_as_time(tmp_path):
 
 def test_claim_5_is_about_full_size_and_the_papers_protocol(tmp_path):
     for task, paper in PAPER.items():
-        run = write_run(tmp_path, task, "metaadamw", 0, protocol="paper", size="full")
+        run = write_run(tmp_path, task, OURS, 0, protocol="paper", size="full")
         sign = 1 if TASKS[task][1] == "maximize" else -1
         change_json(run / "summary.json", best_metric=paper.metaadamw * (1 + sign * 0.01))
     (result,) = judge(tmp_path)[4].results
