@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.authors_port import AuthorsMetaAdamW
 from benchmarks.models import ParamGroups, all_params
-from metaadamw import MetaAdamW, MetaConfig, ModulatorConfig
+from metaadamw import MetaAdamW, MetaConfig, ModulatorConfig, windows_preset
 
 BASELINE = "AdamW fused"
 """What one is: ``torch.optim.AdamW(fused=True)`` with a single param group."""
@@ -76,6 +76,17 @@ def metaadamw(
     )
 
 
+def in_windows(name: str) -> Contestant:
+    """``MetaAdamW`` as ``windows_preset`` has it: dear in one step of 75 or more."""
+    modulator, meta = windows_preset()
+    return Contestant(
+        name,
+        lambda groups: MetaAdamW(groups, modulator=modulator, meta=meta, fused=True),
+        ADAMW_BYTES,
+        meta.window,
+    )
+
+
 def authors(name: str, modulator: ModulatorConfig) -> Contestant:
     """The plain port of the authors' code."""
     return Contestant(name, lambda groups: AuthorsMetaAdamW(groups, modulator, MetaConfig()))
@@ -120,6 +131,7 @@ def for_model() -> Sequence[Contestant]:
         metaadamw("MetaAdamW, 128 layers, every 8th step", layers(128, update_every=8)),
         metaadamw("MetaAdamW online, 2 layers", layers(2), online=True),
         metaadamw("MetaAdamW online, 8 layers", layers(8), online=True),
+        in_windows("MetaAdamW in windows"),
         authors("authors' code, 8 layers", layers(8)),
         authors("authors' code, 128 layers", layers(128)),
         *peers(),
@@ -134,5 +146,6 @@ def for_growth(encoder_layers: int = 2) -> Sequence[Contestant]:
         metaadamw("MetaAdamW", layers(encoder_layers)),
         metaadamw("MetaAdamW, every 8th step", layers(encoder_layers, update_every=8)),
         metaadamw("MetaAdamW online", layers(encoder_layers), online=True),
+        in_windows("MetaAdamW in windows"),
         authors("authors' code", layers(encoder_layers)),
     )

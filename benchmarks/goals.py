@@ -135,6 +135,8 @@ def _goals() -> Iterator[Goal]:
         ("MiniGPT, 2 layers", step_ratio("MetaAdamW online, 2 layers")),
         ("MiniGPT, 8 layers", step_ratio("MetaAdamW online, 8 layers")),
         ("100 M parameters", large_ratio("MetaAdamW online")),
+        ("MiniGPT, in windows", step_ratio("MetaAdamW in windows")),
+        ("100 M parameters, in windows", large_ratio("MetaAdamW in windows")),
     ):
         yield Goal(f"online step, {where}", 2.5, " ×", number)
     limits = {"exact": 5.6, "finite_difference": 5.5, "forward_difference": 4.5}

@@ -112,7 +112,8 @@ def _step(section: Results) -> str:
 MiniGPT: {model["parameters"]:,} parameters in {model["tensors"]} tensors and {model["groups"]}
 groups. The floor is what has to move for a parameter – AdamW reads four numbers and writes three;
 statistics read the gradient and the first moment before the update, the online signal reads all
-four – at {section["bandwidth"] / 1e9:.1f} GB/s, which `a += b` reaches here. Whatever is above the
+four, in windows nothing is read between two of them – at
+{section["bandwidth"] / 1e9:.1f} GB/s, which `a += b` reaches here. Whatever is above the
 floor is either work on tensors that are read more often than once or the fixed price of many small
 calls.
 

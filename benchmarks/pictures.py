@@ -17,6 +17,7 @@ COLOURS = {
     "MetaAdamW": "#0072b2",
     "MetaAdamW, every 8th step": "#56b4e9",
     "MetaAdamW online": "#009e73",
+    "MetaAdamW in windows": "#e69f00",
     "authors' code": "#d55e00",
 }
 
