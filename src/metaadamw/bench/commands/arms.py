@@ -39,7 +39,11 @@ def arms(
         typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
         return
     console = Console()
-    table = Table("arm", "title", "what runs")
+    table = Table()
+    # A name that is cut short cannot be typed in.
+    table.add_column("arm", min_width=max(map(len, ARMS)))
+    table.add_column("title")
+    table.add_column("what runs")
     for arm in ARMS.values():
         table.add_row(arm.name, arm.title, arm.description)
     console.print(table)
