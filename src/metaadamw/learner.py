@@ -23,7 +23,7 @@ from metaadamw.features import (
     tensor_columns,
 )
 from metaadamw.gauss_newton import gauss_newton_gradient
-from metaadamw.layout import Column, Layout, Pair
+from metaadamw.layout import Layout, Pair
 from metaadamw.learned_state import learned_state, restore
 from metaadamw.lookahead import TERMS
 from metaadamw.meta_optimizer import MetaOptimizer
@@ -43,6 +43,7 @@ from metaadamw.uncertainty import PriorityUncertaintyWeighting
 from metaadamw.window import (
     WINDOW_PRODUCTS,
     Windows,
+    above_lowest,
     lowest_log_alpha,
     window_at,
     window_signal,
@@ -135,15 +136,7 @@ class Learner:
         """Whether α and β are made anew before the step to come."""
         if self.meta.window == 1:
             return self.steps % self.config.update_every == 0
-        return self.window[0] == self.steps
-
-    @property
-    def window(self) -> tuple[int, int]:
-        """The window that the step to come lies in, where there are windows."""
-        begin, end = self._window
-        if not begin <= self.steps < end:
-            self._window = window_at(self.steps, self.meta.window)
-        return self._window
+        return self._at_window
 
     @property
     def learned(self) -> list[Tensor]:
@@ -218,8 +211,13 @@ class Learner:
             self._follow([token.group for token in tokens])
             columns, pairs = tensor_columns(tokens), self.products
             learns = self.meta.mode == "online" and self.steps >= self.meta.warmup_steps
-            windows = self._end_window(tokens, columns) if self._at_window else None
-            if windows is not None:
+            windows = None
+            if self._at_window:
+                windows = Windows(
+                    tokens, eps_inside_sqrt=self.eps_inside_sqrt, capturable=self.capturable
+                )
+                begin, end = window_at(max(self.steps - 1, 0), self.meta.window)
+                columns |= windows.end(*self._rates(tokens), length=end - begin)
                 pairs = list(dict.fromkeys([*pairs, *WINDOW_PRODUCTS]))
             elif learns and self.last is not None:
                 columns["direction"] = Directions(
@@ -235,7 +233,12 @@ class Learner:
             features = self._finite(self._features(products))
             self.features = self._kept(self.features, features)
             if learns and windows is not None:
-                signal = self._above_lowest(window_signal(products, self.layout))
+                signal = above_lowest(
+                    window_signal(products, self.layout),
+                    self.last_modulation.alpha,
+                    lowest_log_alpha(self.config.alpha_start, self.steps, self.meta.window),
+                    gain=cast(float, self.meta.lr),
+                )
                 self._learn(self.features, signal, torch.zeros_like(signal))
             factors: Modulation = self.modulator(self.features)
             old = self.modulation or (None,) * len(factors)
@@ -246,29 +249,19 @@ class Learner:
 
     @property
     def _at_window(self) -> bool:
-        return self.meta.window > 1 and self.window[0] == self.steps
+        """Whether the step to come is the first of a window."""
+        if self.meta.window == 1:
+            return False
+        if not self._window[0] <= self.steps < self._window[1]:
+            self._window = window_at(self.steps, self.meta.window)
+        return self._window[0] == self.steps
 
     def _rates(self, tokens: Sequence[Token]) -> tuple[Tensor, Tensor]:
-        """R = η α_g and β_g λ of the step to come, [G]."""
+        """The rates η α_g and the decays β_g λ of the step to come, [G]."""
         alpha, beta, *_ = self.last_modulation
         groups = [token.group for token in tokens]
         rates = self._vector([group["lr"] for group in groups])
         return rates * alpha, self._vector([group["weight_decay"] for group in groups]) * beta
-
-    def _end_window(self, tokens: Sequence[Token], columns: dict[str, Column]) -> Windows:
-        windows = Windows(tokens, eps_inside_sqrt=self.eps_inside_sqrt, capturable=self.capturable)
-        rates, decays = self._rates(tokens)
-        windows.end(rates)
-        ended = window_at(max(self.steps - 1, 0), self.meta.window)
-        columns["displacement"] = windows.displacements()
-        columns["gradient_sum"] = windows.gradient_sums(rates, decays, ended[1] - ended[0])
-        return windows
-
-    def _above_lowest(self, signal: Tensor) -> Tensor:
-        """The signal, as far as it asks for no factor below the lowest."""
-        lowest = lowest_log_alpha(self.config.alpha_start, self.steps, self.meta.window)
-        room = (self.last_modulation.alpha.log() - lowest) / cast(float, self.meta.lr)
-        return torch.minimum(signal, room)
 
     def _kept(self, old: Tensor | None, new: Tensor) -> Tensor:
         """What the next step will read: for a CUDA graph always the same memory."""

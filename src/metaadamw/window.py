@@ -19,7 +19,7 @@ between windows, and two copies of the parameters.
 
 *Horizon.* A factor that is best for the next K steps is too low for the rest of the run: less noise
 now, less progress later. So K grows, to a tenth of the steps taken so far, and no factor falls
-faster than 1/t: the fastest decay with which the sum of all steps still has no limit.
+faster than 1/t: the fastest power with which the sum of all steps still has no limit.
 
 Source: what this does on a quadratic with noise, for runs of two lengths and base learning rates
 over two orders of magnitude, is in ``benchmarks/short_horizon.py``.
@@ -28,14 +28,14 @@ over two orders of magnitude, is in ``benchmarks/short_horizon.py``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from metaadamw.adamw import update_direction
-from metaadamw.layout import Layout, Pair, cosines
+from metaadamw.layout import Column, Layout, Pair, cosines
 from metaadamw.master_weights import float32_values
 from metaadamw.tokens import Token
 
@@ -44,6 +44,7 @@ __all__ = [
     "WINDOW_KEYS",
     "WINDOW_PRODUCTS",
     "Windows",
+    "above_lowest",
     "create_window",
     "lowest_log_alpha",
     "window_at",
@@ -139,28 +140,25 @@ class Windows:
         return float32_values([param], [self._tokens[g].low_bits[i]])[0]
 
     @torch.no_grad()
-    def end(self, rates: Tensor) -> None:
-        """Put D in the place of where the window began; rates r, [G]."""
-        for g, i in self._places:
-            start, landing = self._tokens[g].window_starts[i], self._landing(g, i, rates[g])
-            if start is not None and landing is not None:
-                torch.sub(landing, start, out=start)
-
-    def displacements(self) -> list[Tensor | None]:
-        """The D of the window before, tensor by tensor."""
-        return [d for token in self._tokens for d in token.displacements]
-
-    def gradient_sums(
-        self, rates: Tensor, decays: Tensor, length: int
-    ) -> Callable[[int], Tensor | None]:
-        r"""The column of S, each made when it is asked for, once the window has ended.
+    def end(self, rates: Tensor, decays: Tensor, *, length: int) -> dict[str, Column]:
+        r"""Put D in the place of where the window began; the columns of ``WINDOW_PRODUCTS``.
 
         Args:
             rates: r, [G].
             decays: :math:`\beta_g\lambda`, [G].
             length: K.
         """
-        decayed = rates * decays * length
+        for g, i in self._places:
+            start, landing = self._tokens[g].window_starts[i], self._landing(g, i, rates[g])
+            if start is not None and landing is not None:
+                torch.sub(landing, start, out=start)
+        return {
+            "displacement": [d for token in self._tokens for d in token.displacements],
+            "gradient_sum": self._gradient_sums(rates * decays * length),
+        }
+
+    def _gradient_sums(self, decayed: Tensor) -> Column:
+        """The column of S, each made when it is asked for; the share of θ that decayed, [G]."""
 
         def gradient_sum(place: int) -> Tensor | None:
             g, i = self._places[place]
@@ -186,6 +184,11 @@ class Windows:
             if start is not None and displacement is not None and landing is not None:
                 displacement.copy_(start)
                 start.copy_(landing)
+
+
+def above_lowest(signal: Tensor, alpha: Tensor, lowest: float, *, gain: float) -> Tensor:
+    """The signal, as far as it asks for no factor below the lowest; all [G]."""
+    return torch.minimum(signal, (alpha.log() - lowest) / gain)
 
 
 @torch.no_grad()
