@@ -52,7 +52,7 @@ def installed() -> Table:
 def devices() -> Table:
     """What can compute."""
     table = Table("device", "what it is", title="Devices")
-    kernels = "kernels compiled" if library(torch.float32) else "no C compiler: torch's operations"
+    kernels = "kernels compiled" if library(torch.float32) else "without kernels"
     table.add_row("cpu", f"{cpu_name()}, {os.cpu_count()} cores, {kernels}")
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)

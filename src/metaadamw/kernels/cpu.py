@@ -14,6 +14,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,7 +42,13 @@ def library(dtype: torch.dtype) -> ctypes.CDLL | None:
     flags = [*FLAGS, f"-DREAL={REALS[dtype]}", "-fopenmp" if shared_runtime else "-fopenmp-simd"]
     try:
         return ctypes.CDLL(str(_compiled(compiler, flags)))
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        said = getattr(error, "stderr", None) or b""
+        warnings.warn(
+            f"the kernels could not be compiled, torch's operations take their place: {error} "
+            f"{said.decode(errors='replace')[:500]} (METAADAMW_KERNELS=0 does without)",
+            stacklevel=2,
+        )
         return None
 
 
