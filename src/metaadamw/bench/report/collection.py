@@ -36,7 +36,8 @@ _FIRST = (
 )
 
 # What other authors propose, or what tells learning from chance: to be beaten.
-_CONTROLS = ("metaadamw-paper", "metaadamw-as-run", "metaadamw-random", OURS)
+_BASELINES_ONLY = ("metaadamw-as-run", "metaadamw-random")
+_CONTROLS = (OURS, "metaadamw-paper", *_BASELINES_ONLY)
 
 
 def arm_order(arm: str) -> tuple[int, str]:
@@ -90,11 +91,7 @@ class Collection:
     @cached_property
     def contenders(self) -> list[str]:
         """The arms that are measured against every baseline: the paper's and our MetaAdamW."""
-        return [
-            arm
-            for arm in self.arms
-            if arm.startswith(FAMILY) and (arm not in _CONTROLS or arm in ("metaadamw-paper", OURS))
-        ]
+        return [arm for arm in self.arms if arm.startswith(FAMILY) and arm not in _BASELINES_ONLY]
 
     def baselines(self, arm: str) -> list[str]:
         """What an arm is measured against: all that is not MetaAdamW, and the controls."""
