@@ -236,3 +236,19 @@ def test_bf16_computes_in_bf16():
     assert rounded == pytest.approx(exact, rel=0.02)
     assert rounded != exact
     assert all(p.dtype == torch.float32 for p in run.model.parameters())
+
+
+def test_inverse_time_is_the_lower_limit_of_the_factors():
+    run = trainer("adamw-inverse-time", max_steps=3, changes={"window": 75 / 100})
+    rates = []
+    for _ in range(16):
+        rates.append(run.optimizer.parts[0].param_groups[0]["lr"] / run.config.lr)
+        run.train_step()
+    # A hundredth of the first window: growing windows begin at step 7.5.
+    assert rates == pytest.approx([0.5] * 8 + [0.5 * 7.5 / step for step in range(8, 16)])
+    ours = config("metaadamw-scalars")
+    assert run.config.weight_decay == ours.weight_decay
+    assert config("adamw-inverse-time").arm_settings == {
+        "alpha_start": ours.arm_settings["modulator"]["alpha_start"],
+        "window": ours.arm_settings["meta"]["window"],
+    }

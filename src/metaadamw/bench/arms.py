@@ -129,6 +129,11 @@ def _tuned(task: PreparedTask) -> dict[str, Any]:
     return {"tuning_grid": {k: list(v) for k, v in TUNING_GRID.items()}, "tuning_seed": TUNING_SEED}
 
 
+def _inverse_time(task: PreparedTask) -> dict[str, Any]:
+    modulator, meta = windows_preset()
+    return {"alpha_start": modulator.alpha_start, "window": meta.window}
+
+
 def _matched(task: PreparedTask) -> dict[str, Any]:
     return {"mean_alpha": None}
 
@@ -169,6 +174,17 @@ ARMS = {
             build=optimizers.adamw_cosine,
             settings=_tuned,
             tunes="adamw-cosine",
+        ),
+        Arm(
+            name="adamw-inverse-time",
+            title="AdamW, 1/t",
+            description=(
+                "AdamW on the lower limit of metaadamw-scalars and with its weight decay: half the "
+                "task's learning rate for 750 steps, then falling like 1/t; nothing is learned"
+            ),
+            build=optimizers.adamw_inverse_time,
+            settings=_inverse_time,
+            decay_per_step=DECAY_PER_STEP,
         ),
         Arm(
             name="adamw-matched",

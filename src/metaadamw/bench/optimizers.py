@@ -13,11 +13,13 @@ from torch import nn
 
 from metaadamw import MetaAdamW, MetaConfig, ModulatorConfig, fine_grained_groups
 from metaadamw.bench.config import RunConfig
+from metaadamw.window import lowest_log_alpha
 
 __all__ = [
     "Stepper",
     "adamw",
     "adamw_cosine",
+    "adamw_inverse_time",
     "has_hidden_matrices",
     "metaadamw",
     "metaadamw_cosine",
@@ -91,6 +93,17 @@ def adamw_cosine(model: nn.Module, config: RunConfig) -> Stepper:
 
 def _cosine(total: int, step: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(step / total, 1)))
+
+
+def adamw_inverse_time(model: nn.Module, config: RunConfig) -> Stepper:
+    """AdamW at the lowest factors that windows allow, from the first step on."""
+    optimizer = _adamw(model.parameters(), config)
+    start, first = config.arm_settings["alpha_start"], config.arm_settings["window"]
+
+    def lowest(step: int) -> float:
+        return math.exp(lowest_log_alpha(start, step, first))
+
+    return Chain([optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lowest)])
 
 
 def metaadamw_cosine(model: nn.Module, config: RunConfig) -> Stepper:
