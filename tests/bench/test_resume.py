@@ -11,11 +11,13 @@ import pytest
 import torch
 from tests.bench.running import numbers
 
+from metaadamw import fine_grained_groups
 from metaadamw.bench.arms import ARMS
 from metaadamw.bench.cli import main
 from metaadamw.bench.config import RunRequest
 from metaadamw.bench.progress import RunProgress
 from metaadamw.bench.runs import RunOptions, execute
+from metaadamw.bench.tasks import get_task
 
 # digits has 9 batches an epoch: two evaluations, and meta-updates of the arms that make many.
 STEPS = 22
@@ -28,8 +30,15 @@ class Killed(BaseException):
 
 
 def request(arm: str, **changes) -> RunRequest:
-    matched = {"mean_alpha": 0.9} if ARMS[arm].matches else {}
-    return RunRequest(task="digits", arm=arm, seed=3, max_steps=STEPS, changes=matched, **changes)
+    followed = {}
+    if arm.startswith("replay"):
+        model = get_task("digits").prepare().build_model()
+        groups = [group["name"] for group in fine_grained_groups(model, kinds="extended")]
+        alpha = [[0.5] * len(groups), [0.3 + g for g in range(len(groups))]]
+        followed = {"factors": {"groups": groups, "begins": [0, 7], "alpha": alpha}}
+    elif ARMS[arm].matches:
+        followed = {"mean_alpha": 0.9}
+    return RunRequest(task="digits", arm=arm, seed=3, max_steps=STEPS, changes=followed, **changes)
 
 
 def run_until(step, run_request, directory, options, monkeypatch):

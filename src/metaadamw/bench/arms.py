@@ -17,6 +17,7 @@ from metaadamw import MetaConfig, ModulatorConfig, paper_preset, windows_preset
 from metaadamw.bench import optimizers
 from metaadamw.bench.config import RunConfig
 from metaadamw.bench.optimizers import Stepper
+from metaadamw.bench.replay import Part
 from metaadamw.bench.tasks import PreparedTask, get_task
 
 __all__ = ["ARMS", "TUNING_GRID", "TUNING_SEED", "Arm", "get_arm"]
@@ -51,7 +52,7 @@ class Arm:
             of the task's λ: the same whatever the learning rate is.
         requires: the package that it comes from, if that is not torch.
         tunes: the arm whose learning rate and weight decay are tuned first.
-        matches: the arm whose mean α multiplies the learning rate.
+        matches: the arm whose mean α multiplies the learning rate, or whose factors are replayed.
         fits: ``fits(model)`` tells whether there is anything in the model that sets it apart.
     """
 
@@ -136,6 +137,17 @@ def _inverse_time(task: PreparedTask) -> dict[str, Any]:
 
 def _matched(task: PreparedTask) -> dict[str, Any]:
     return {"mean_alpha": None}
+
+
+def _replayed(part: Part) -> Callable[[PreparedTask], dict[str, Any]]:
+    """Half of what a run of our own arm did, once that run is known."""
+    return lambda task: {
+        "grouping": "extended",
+        "part": part,
+        "window": windows_preset()[1].window,
+        "factors": None,
+        "meta_updates": "library",
+    }
 
 
 _GRID = (
@@ -252,6 +264,32 @@ ARMS = {
             settings=_library(*windows_preset(layers=0)),
             modulated=True,
             decay_per_step=DECAY_PER_STEP,
+        ),
+        Arm(
+            name="replay-schedule",
+            title="windows replayed, schedule alone",
+            description=(
+                "AdamW with the geometric mean over groups of the factors that the run of "
+                "metaadamw-scalars with the same seed had, and with its weight decay; nothing is "
+                "learned"
+            ),
+            build=optimizers.replay,
+            settings=_replayed("schedule"),
+            decay_per_step=DECAY_PER_STEP,
+            matches="metaadamw-scalars",
+        ),
+        Arm(
+            name="replay-redistribution",
+            title="windows replayed, redistribution alone",
+            description=(
+                "AdamW with the factors that the run of metaadamw-scalars with the same seed had, "
+                "divided by their geometric mean over groups, and with its weight decay; nothing "
+                "is learned"
+            ),
+            build=optimizers.replay,
+            settings=_replayed("redistribution"),
+            decay_per_step=DECAY_PER_STEP,
+            matches="metaadamw-scalars",
         ),
         Arm(
             name="metaadamw-paper",

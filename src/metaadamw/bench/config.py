@@ -133,10 +133,10 @@ def resolve(request: RunRequest, task: PreparedTask, arm: Arm, processes: int = 
         _change(settings, name, value, arm)
     if arm.modulated:
         _check(settings)
-    if settings.get("mean_alpha", 1.0) is None:
+    if arm.matches is not None and None in settings.values():
         raise ValueError(
-            f"arm {arm.name} needs a finished run of {arm.matches} (--matched-to DIR) "
-            "or a number (--mean-alpha)"
+            f"arm {arm.name} needs a finished run of {arm.matches} (--matched-to DIR)"
+            + (" or a number (--mean-alpha)" if "mean_alpha" in settings else "")
         )
     epochs = request.epochs or task.max_epochs["metaadamw" if arm.modulated else "adamw"]
     lr = task.lr if arm.lr is None else arm.lr

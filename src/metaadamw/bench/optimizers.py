@@ -13,6 +13,7 @@ from torch import nn
 
 from metaadamw import MetaAdamW, MetaConfig, ModulatorConfig, fine_grained_groups
 from metaadamw.bench.config import RunConfig
+from metaadamw.bench.replay import schedule
 from metaadamw.window import lowest_log_alpha
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "muon",
     "nadam",
     "prodigy",
+    "replay",
     "schedule_free",
 ]
 
@@ -132,6 +134,18 @@ def metaadamw(model: nn.Module, config: RunConfig) -> MetaAdamW:
         meta=MetaConfig(**settings["meta"]),
         total_steps=config.total_steps,
         seed=config.seed,
+    )
+
+
+def replay(model: nn.Module, config: RunConfig) -> MetaAdamW:
+    """``MetaAdamW`` with a part of the factors of another run."""
+    settings = config.arm_settings
+    return MetaAdamW(
+        fine_grained_groups(model, kinds=settings["grouping"]),
+        lr=config.lr,
+        betas=config.betas,
+        weight_decay=config.weight_decay,
+        modulator=schedule(settings["factors"], settings["part"], config.total_steps),
     )
 
 

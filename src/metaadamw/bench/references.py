@@ -1,8 +1,8 @@
-"""Arms whose learning rate comes from other runs: tuned on a grid, or matched to a mean α."""
+"""Arms that follow other runs: tuned on a grid, matched to a mean α, or replaying the factors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +10,8 @@ from typing import Any
 
 from metaadamw.bench.arms import TUNING_GRID, TUNING_SEED, Arm, get_arm
 from metaadamw.bench.config import RunRequest
-from metaadamw.bench.run_directory import SUMMARY, RunDirectory
+from metaadamw.bench.replay import recorded_factors
+from metaadamw.bench.run_directory import MODULATION, SUMMARY, RunDirectory
 from metaadamw.bench.runs import Diverged, RunOptions, execute
 from metaadamw.bench.tasks import PreparedTask
 
@@ -25,7 +26,7 @@ class References:
 
     Attributes:
         tuning: directory of the grid of a tuned arm.
-        matched_to: run directory whose mean α is taken.
+        matched_to: run directory whose mean α, or whose factors, are taken.
         mean_alpha: the mean α itself.
     """
 
@@ -56,11 +57,9 @@ def fill_in(
     """
     arm = get_arm(request.arm)
     if arm.matches is not None:
-        mean_alpha = references.mean_alpha
-        if mean_alpha is None and references.matched_to is not None:
-            mean_alpha = _mean_alpha(references.matched_to, arm.matches, request)
-        if mean_alpha is not None:
-            return replace(request, changes={**request.changes, "mean_alpha": mean_alpha})
+        settings = {**arm.settings(task), **request.changes}
+        changes = _followed(arm, references, request, settings)
+        return replace(request, changes={**request.changes, **changes})
     if arm.tunes is not None:
         if request.lr is not None or request.weight_decay is not None:
             raise ValueError(f"arm {arm.name} chooses its learning rate and weight decay itself")
@@ -71,7 +70,23 @@ def fill_in(
     return request
 
 
-def _mean_alpha(directory: Path, arm: str, request: RunRequest) -> float:
+def _followed(
+    arm: Arm, references: References, request: RunRequest, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The settings that a matched arm takes from another run; none if that is not named."""
+    directory = references.matched_to
+    if "mean_alpha" in settings and references.mean_alpha is not None:
+        return {"mean_alpha": references.mean_alpha}
+    if directory is None:
+        return {}
+    summary = _summary(directory, str(arm.matches), request)
+    if "mean_alpha" in settings:
+        return {"mean_alpha": float(summary["mean_alpha"])}
+    return {"factors": recorded_factors(directory / MODULATION, first=settings["window"])}
+
+
+def _summary(directory: Path, arm: str, request: RunRequest) -> dict[str, Any]:
+    """The summary of a finished run of this arm on the same task."""
     summary = RunDirectory(directory).read_json(SUMMARY) or {}
     expected = {
         "task": request.task,
@@ -87,7 +102,7 @@ def _mean_alpha(directory: Path, arm: str, request: RunRequest) -> float:
                 f"{directory} must hold a finished run of {arm} on {request.task}, "
                 f"its {name} is {summary.get(name)!r}, not {value!r}"
             )
-    return float(summary["mean_alpha"])
+    return summary
 
 
 def _tune(

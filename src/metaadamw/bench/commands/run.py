@@ -82,7 +82,7 @@ def run(
     ] = None,
     matched_to: Annotated[
         Path | None,
-        typer.Option(help="Run directory whose mean α a matched arm takes."),
+        typer.Option(help="Run directory whose mean α or factors a matched arm takes."),
     ] = None,
     mean_alpha: Annotated[
         float | None, typer.Option(min=0.0, help="The mean α itself, for a matched arm.")

@@ -1,0 +1,122 @@
+import csv
+import json
+
+import pytest
+import torch
+
+from metaadamw import Schedule
+from metaadamw.bench.arms import get_arm
+from metaadamw.bench.config import RunRequest, resolve
+from metaadamw.bench.references import References, fill_in
+from metaadamw.bench.replay import recorded_factors, schedule
+from metaadamw.bench.runs import RunOptions, execute
+from metaadamw.bench.tasks import get_task
+from metaadamw.window import window_at
+
+QUIET = RunOptions(shown=False)
+FIRST, STEPS = 3, 60
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("recorded")
+    request = RunRequest(
+        task="digits",
+        arm="metaadamw-scalars",
+        seed=4,
+        max_steps=STEPS,
+        changes={"meta.window": FIRST},
+    )
+    execute(request, directory, QUIET)
+    return directory
+
+
+def replayed(arm, directory, **changes):
+    request = RunRequest(
+        task="digits", arm=arm, seed=4, max_steps=STEPS, changes={"window": FIRST, **changes}
+    )
+    references = References(tuning=directory, matched_to=directory)
+    task = get_task("digits").prepare()
+    # A change of the window must reach the reading of the factors as well.
+    filled = fill_in(request, references, QUIET, task)
+    return resolve(filled, task, get_arm(arm))
+
+
+def test_every_window_is_read_with_its_factors(recorded):
+    factors = recorded_factors(recorded / "modulation.csv", first=FIRST)
+    begins = [0]
+    while (end := window_at(begins[-1], FIRST)[1]) < STEPS:
+        begins.append(end)
+    assert factors["begins"] == begins
+    with (recorded / "modulation.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(factors["groups"]) == (len(rows[0]) - 1) / 2
+    whole = {
+        step: values
+        for begin, values in zip(begins, factors["alpha"], strict=True)
+        for step in range(*window_at(begin, FIRST))
+    }
+    for row in rows:
+        expected = [float(row[f"{group}/alpha"]) for group in factors["groups"]]
+        assert whole[int(row["step"]) - 1] == expected
+
+
+def test_a_window_without_a_record_is_an_error(recorded, tmp_path):
+    lines = (recorded / "modulation.csv").read_text().splitlines()
+    begin, end = window_at(FIRST, FIRST)
+    kept = [lines[0]] + [line for line in lines[1:] if not begin < int(line.split(",")[0]) <= end]
+    assert len(kept) < len(lines)
+    (tmp_path / "modulation.csv").write_text("\n".join(kept))
+    with pytest.raises(ValueError, match=f"the window that begins at step {FIRST}"):
+        recorded_factors(tmp_path / "modulation.csv", first=FIRST)
+
+
+def test_the_two_parts_make_the_whole(recorded):
+    factors = recorded_factors(recorded / "modulation.csv", first=FIRST)
+    shared, apart = (schedule(factors, part, STEPS) for part in ("schedule", "redistribution"))
+    assert len(shared) == len(apart) == STEPS
+    whole = shared.alpha * apart.alpha
+    last = torch.tensor(factors["alpha"][-1], dtype=torch.float64)
+    torch.testing.assert_close(whole[-1], last)
+    assert (shared.alpha == shared.alpha[:, :1]).all()
+    torch.testing.assert_close(apart.alpha.log().mean(1), torch.zeros(STEPS, dtype=torch.float64))
+    assert shared.alpha.std(0).max() > 0.01
+    assert apart.alpha.std(1).max() > 0.01
+
+
+def test_the_whole_replayed_is_the_run(recorded, tmp_path, monkeypatch):
+    """Window by window, so that the replay is no approximation of the recorded run."""
+    config = replayed("replay-schedule", recorded)
+    assert config.arm_settings["factors"] == recorded_factors(
+        recorded / "modulation.csv", first=FIRST
+    )
+
+    def both(factors, part, steps):
+        shared, apart = (schedule(factors, p, steps) for p in ("schedule", "redistribution"))
+        return Schedule(shared.groups, shared.alpha * apart.alpha, shared.beta)
+
+    monkeypatch.setattr("metaadamw.bench.optimizers.schedule", both)
+    request = RunRequest(
+        task="digits",
+        arm="replay-schedule",
+        seed=4,
+        max_steps=STEPS,
+        changes=config.arm_settings,
+    )
+    execute(request, tmp_path, QUIET)
+
+    def losses(directory):
+        lines = (directory / "metrics.jsonl").read_text().splitlines()
+        return [entry["loss"] for entry in map(json.loads, lines) if entry["kind"] == "train"]
+
+    # The factors are recorded with eight digits.
+    assert losses(tmp_path) == pytest.approx(losses(recorded), rel=1e-3)
+
+
+@pytest.mark.parametrize("arm", ["replay-schedule", "replay-redistribution"])
+def test_a_replay_needs_a_run(arm, recorded):
+    task = get_task("digits").prepare()
+    with pytest.raises(ValueError, match=r"needs a finished run of metaadamw-scalars \(--matched"):
+        resolve(RunRequest(task="digits", arm=arm), task, get_arm(arm))
+    decay = replayed(arm, recorded).weight_decay
+    assert decay == json.loads((recorded / "config.json").read_text())["weight_decay"]
