@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from metaadamw.bench.report.ablations import table3
 from metaadamw.bench.report.claims import claims
-from metaadamw.bench.report.collection import Collection
+from metaadamw.bench.report.collection import FAMILY, Collection
 from metaadamw.bench.report.curves import CURVES, curves
 from metaadamw.bench.report.document import Block, Details, Figures, Section, Table, Words
 from metaadamw.bench.report.forest import FOREST, forest
@@ -159,6 +159,7 @@ def _heat_maps(collection: Collection) -> Iterator[Block]:
         picture
         for task in collection.tasks
         for arm in collection.arms
+        if arm.startswith(FAMILY)  # a replay has the factors of the run it replays
         if (picture := heat_map(collection, task, arm)) is not None
     ]
     if found:
