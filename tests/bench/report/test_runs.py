@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 from tests.bench.report.synthetic import change_json, write_json, write_run
 
+from metaadamw.bench.report.claims import claims
+from metaadamw.bench.report.collection import Collection
 from metaadamw.bench.report.commands import run_commands
 from metaadamw.bench.report.heatmaps import mean_over_seeds
 from metaadamw.bench.report.runs import Modulation, read_runs
+from metaadamw.bench.tasks import get_task, task_names
 
 
 def cut(path):
@@ -123,6 +126,38 @@ def test_commands_make_the_runs_again(tmp_path, monkeypatch):
         "metaadamw sweep --tasks imdb --arms metaadamw --ablations gating-on "
         f"--ablation-arm metaadamw --seeds 0 {options} runs",
     ]
+
+
+def test_runs_of_another_length_are_apart(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    usual = get_task("etth1").max_epochs("clean", "small")["adamw"]
+    for root, epochs in (("usual", usual), ("long", 2 * usual)):
+        run = write_run(tmp_path / root, "etth1", "adamw", 0)
+        change_json(run / "config.json", epochs=epochs)
+    runs, left_out = read_runs([tmp_path / "usual", tmp_path / "long"])
+    assert left_out == []
+    assert [run.cell.setting.epochs for run in runs] == [None, 2 * usual]
+    assert [run.cell.setting.title for run in runs] == [
+        "clean protocol, small size",
+        f"clean protocol, small size, {2 * usual} epochs",
+    ]
+    assert len({run.cell.setting.slug for run in runs}) == 2
+    assert list(run_commands(runs[1:])) == [
+        "metaadamw sweep --tasks etth1 --arms adamw --seeds 0 --protocol clean --size small "
+        f"--epochs {2 * usual} --out long"
+    ]
+    claim = claims([Collection(runs[1].cell.setting, runs[1:], [], ["long"])])[0]
+    assert [result.verdict for result in claim.results] == ["no data"]
+
+
+@pytest.mark.parametrize("name", task_names())
+def test_a_task_knows_its_length_without_its_data(name):
+    task = get_task(name)
+    for protocol in task.protocols:
+        for size in task.sizes:
+            epochs = task.max_epochs(protocol, size)
+            assert set(epochs) == {"adamw", "metaadamw"}
+            assert min(epochs.values()) >= 1
 
 
 def test_no_runs_at_all(tmp_path):

@@ -23,8 +23,8 @@ _OWN_COSINE = f"{OURS}-cosine"
 
 
 def claims(collections: Sequence[Collection]) -> list[Verdict]:
-    """The five claims; runs that were cut short decide none."""
-    whole = [c for c in collections if c.setting.max_steps is None]
+    """The five claims; runs of another length than the tasks' own decide none."""
+    whole = [c for c in collections if c.setting[2:] == (None, None)]
     clean = [c for c in whole if c.setting.protocol == "clean"]
     original = [c for c in whole if c.setting[:2] == ("paper", "full")]
     return [

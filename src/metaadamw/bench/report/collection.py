@@ -9,7 +9,8 @@ from functools import cached_property
 
 from metaadamw.bench.report.comparison import Budget, Comparison, compare
 from metaadamw.bench.report.paper import PAPER
-from metaadamw.bench.report.runs import Cell, FinishedRun, LeftOut, Setting
+from metaadamw.bench.report.runs import FinishedRun, LeftOut
+from metaadamw.bench.report.setting import Cell, Setting
 
 __all__ = [
     "BASELINE",

@@ -8,6 +8,7 @@ from shlex import join
 from metaadamw.bench.places import RATE
 from metaadamw.bench.report.collection import arm_order, task_order
 from metaadamw.bench.report.runs import FinishedRun
+from metaadamw.bench.report.setting import Setting
 
 __all__ = ["report_command", "run_commands"]
 
@@ -47,7 +48,7 @@ def run_commands(runs: Iterable[FinishedRun]) -> Iterator[str]:
                 "--seed": str(run.seed),
                 "--protocol": setting.protocol,
                 "--size": setting.size,
-                "--max-steps": None if setting.max_steps is None else str(setting.max_steps),
+                **_length(setting),
                 "--out": run.shown_directory,
             },
         )
@@ -71,10 +72,16 @@ def _sweep(
             "--seeds": _ranges(sorted({run.seed for run in runs})),
             "--protocol": setting.protocol,
             "--size": setting.size,
-            "--max-steps": None if setting.max_steps is None else str(setting.max_steps),
+            **_length(setting),
             "--out": root,
         },
     )
+
+
+def _length(setting: Setting) -> dict[str, str | None]:
+    """Options for runs of another length than the task's."""
+    lengths = {"--epochs": setting.epochs, "--max-steps": setting.max_steps}
+    return {name: None if length is None else str(length) for name, length in lengths.items()}
 
 
 def _with_options(words: list[str], options: dict[str, str | None]) -> str:

@@ -15,15 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metaadamw.bench.places import RATE as SWEPT_RATE
+from metaadamw.bench.report.setting import Cell, Setting
 
 __all__ = [
     "RATE",
-    "Cell",
     "Evaluation",
     "FinishedRun",
     "LeftOut",
     "Modulation",
-    "Setting",
     "read_runs",
     "shown",
 ]
@@ -34,41 +33,6 @@ RATE = "lr="
 
 _TUNING = "tuning"
 _FILES = ("config.json", "summary.json", "metrics.jsonl")
-
-
-class Setting(NamedTuple):
-    """Runs of different settings are never put into one table.
-
-    Attributes:
-        protocol: ``paper`` or ``clean``.
-        size: ``small`` or ``full``.
-        max_steps: where the runs were cut, None if they were not.
-    """
-
-    protocol: str
-    size: str
-    max_steps: int | None
-
-    @property
-    def title(self) -> str:
-        """The setting in words."""
-        cut = "" if self.max_steps is None else f", cut after {self.max_steps} steps"
-        return f"{self.protocol} protocol, {self.size} size{cut}"
-
-    @property
-    def slug(self) -> str:
-        """The setting as part of a file name."""
-        cut = "" if self.max_steps is None else f"-{self.max_steps}"
-        return f"{self.protocol}-{self.size}{cut}"
-
-
-class Cell(NamedTuple):
-    """What runs that differ in their seed alone have in common."""
-
-    setting: Setting
-    task: str
-    arm: str
-    ablation: str | None
 
 
 class Evaluation(NamedTuple):
@@ -207,7 +171,15 @@ def _with_rate_variants(runs: Sequence[FinishedRun]) -> Iterator[FinishedRun]:
 def _order(run: FinishedRun) -> tuple[Any, ...]:
     setting = run.cell.setting
     cut = math.inf if setting.max_steps is None else setting.max_steps
-    return (*setting[:2], cut, run.cell.task, run.cell.arm, run.cell.ablation or "", run.seed)
+    return (
+        *setting[:2],
+        setting.epochs or 0,
+        cut,
+        run.cell.task,
+        run.cell.arm,
+        run.cell.ablation or "",
+        run.seed,
+    )
 
 
 def shown(path: Path) -> str:
@@ -233,9 +205,10 @@ def _directories(roots: Sequence[Path]) -> Iterator[tuple[Path, str]]:
 
 def _read(directory: Path, path: str) -> FinishedRun:
     config = _json(directory / "config.json")
-    setting = Setting(
-        _get(config, "protocol", str), _get(config, "size", str), config.get("max_steps")
-    )
+    try:
+        setting = Setting.of(config)
+    except ValueError as error:
+        raise _Unusable(f"config.json: {error}") from None
     arm = _get(config, "arm", str)
     variant = directory.parent.name.removeprefix(f"{arm}+")
     ablation = variant if variant.startswith(SWEPT_RATE) else config.get("ablation")

@@ -10,7 +10,8 @@ from typing import Any
 from metaadamw.bench.report.claims import claims
 from metaadamw.bench.report.collection import BASELINE, Collection, mean_and_deviation
 from metaadamw.bench.report.comparison import BUDGETS, Comparison
-from metaadamw.bench.report.runs import Cell, LeftOut
+from metaadamw.bench.report.runs import LeftOut
+from metaadamw.bench.report.setting import Cell
 
 __all__ = ["values"]
 

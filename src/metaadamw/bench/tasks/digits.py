@@ -22,6 +22,7 @@ from metaadamw.bench.tasks.spec import (
 
 _META_VALIDATION = 200
 _VALIDATION = 1000
+_EPOCHS = 33
 
 
 class Block(nn.Module):
@@ -81,7 +82,7 @@ def build(protocol: Protocol, size: Size, data_dir: Path | None) -> PreparedTask
         metric=ACCURACY,
         batch_size=64,
         drop_last=True,
-        max_epochs=equal_epochs(33),
+        max_epochs=equal_epochs(_EPOCHS),
         patience=None,
         # The best for AdamW on the meta-validation part among 1e-3, 3e-3, 1e-2, 3e-2.
         lr=1e-2,
@@ -98,6 +99,7 @@ TASK = Task(
     ),
     metric=ACCURACY,
     build=build,
+    max_epochs=lambda protocol, size: equal_epochs(_EPOCHS),
     protocols=("clean",),
     sizes=("small",),
 )

@@ -21,7 +21,7 @@ from metaadamw.bench.tasks.spec import (
     Size,
     Splits,
     Task,
-    equal_epochs,
+    epochs_of,
 )
 
 _PAPER_TRAIN_SHARE = 0.8
@@ -44,6 +44,7 @@ _SHAPES: dict[Size, _Shape] = {
     "small": _Shape(window=48, width=32, epochs=4, lr=1e-3),
 }
 _PAPER_EPOCHS = {"adamw": 50, "metaadamw": 8}
+_max_epochs = epochs_of({size: shape.epochs for size, shape in _SHAPES.items()}, _PAPER_EPOCHS)
 _PAPER_NOTES = (
     "only the column OT is read, although the paper says 7 features",
     "standardised with mean and deviation of the whole series, validation part included",
@@ -94,7 +95,7 @@ def _build(protocol: Protocol, size: Size, data_dir: Path | None) -> PreparedTas
         loss=functional.mse_loss,
         metric=METRIC,
         batch_size=64,
-        max_epochs=_PAPER_EPOCHS if paper and size == "full" else equal_epochs(shape.epochs),
+        max_epochs=_max_epochs(protocol, size),
         patience=2 if paper else None,
         min_delta=1e-4,
         lr=shape.lr,
@@ -117,6 +118,7 @@ TASK = Task(
     ),
     metric=METRIC,
     build=_build,
+    max_epochs=_max_epochs,
     data_set="etth1",
     paper=PaperNumbers(adamw=0.006147, metaadamw=0.005885),
 )

@@ -22,7 +22,7 @@ from metaadamw.bench.tasks.spec import (
     Size,
     Splits,
     Task,
-    equal_epochs,
+    epochs_of,
 )
 from metaadamw.bench.tasks.splitting import without_copies
 
@@ -50,6 +50,7 @@ _SHAPES: dict[Size, _Shape] = {
     "small": _Shape(5_000, 100, embedding=16, width=32, epochs=10, lr=2e-3, train=10_000),
 }
 _PAPER_EPOCHS = {"adamw": 50, "metaadamw": 15}
+_max_epochs = epochs_of({size: shape.epochs for size, shape in _SHAPES.items()}, _PAPER_EPOCHS)
 _PAPER_NOTES = (
     "the test set is the validation set: it stops the run, picks the epoch and, with its labels, "
     "is the meta-validation part",
@@ -97,7 +98,7 @@ def _build(protocol: Protocol, size: Size, data_dir: Path | None) -> PreparedTas
         loss=functional.cross_entropy,
         metric=ACCURACY,
         batch_size=64,
-        max_epochs=_PAPER_EPOCHS if paper and size == "full" else equal_epochs(shape.epochs),
+        max_epochs=_max_epochs(protocol, size),
         patience=2 if paper else None,
         min_delta=1e-3,
         lr=shape.lr,
@@ -115,6 +116,7 @@ TASK = Task(
     ),
     metric=ACCURACY,
     build=_build,
+    max_epochs=_max_epochs,
     data_set="imdb",
     paper=PaperNumbers(adamw=74.53, metaadamw=82.79),
 )

@@ -23,7 +23,7 @@ from metaadamw.bench.tasks.spec import (
     Size,
     Splits,
     Task,
-    equal_epochs,
+    epochs_of,
 )
 from metaadamw.bench.tasks.splitting import without_copies
 
@@ -52,6 +52,7 @@ _SHAPES: dict[Size, _Shape] = {
     "small": _Shape(2_000, 24, 64, 4, 2, batch_size=32, epochs=6, lr=2e-3, train=9_600),
 }
 _PAPER_EPOCHS = {"adamw": 50, "metaadamw": 25}
+_max_epochs = epochs_of({size: shape.epochs for size, shape in _SHAPES.items()}, _PAPER_EPOCHS)
 _PAPER_NOTES = (
     "one vocabulary, built from the German side, serves both languages: two English words in three "
     "are unknown, so the perplexity is about 2 and says little about translation",
@@ -154,7 +155,7 @@ def _build(protocol: Protocol, size: Size, data_dir: Path | None) -> PreparedTas
         scored=count_words,
         metric=PERPLEXITY,
         batch_size=shape.batch_size,
-        max_epochs=_PAPER_EPOCHS if paper and size == "full" else equal_epochs(shape.epochs),
+        max_epochs=_max_epochs(protocol, size),
         patience=2 if paper else None,
         min_delta=1e-3,
         lr=shape.lr,
@@ -172,6 +173,7 @@ TASK = Task(
     ),
     metric=PERPLEXITY,
     build=_build,
+    max_epochs=_max_epochs,
     data_set="multi30k",
     paper=PaperNumbers(adamw=2.0297, metaadamw=1.9690),
 )

@@ -29,6 +29,7 @@ _CONTEXT = 64
 _WINDOWS_PER_SEGMENT = 20
 _META_VALIDATION_SHARE = 0.05
 _VALIDATION_SHARE = 0.05
+_EPOCHS = 1
 
 
 class Attention(nn.Module):
@@ -143,7 +144,7 @@ def build(protocol: Protocol, size: Size, data_dir: Path | None) -> PreparedTask
         metric=METRIC,
         batch_size=16,
         drop_last=True,
-        max_epochs=equal_epochs(1),
+        max_epochs=equal_epochs(_EPOCHS),
         patience=None,
         # The best for AdamW on the meta-validation part among 1e-3, 3e-3, 1e-2, 3e-2.
         lr=1e-2,
@@ -161,6 +162,7 @@ TASK = Task(
     ),
     metric=METRIC,
     build=build,
+    max_epochs=lambda protocol, size: equal_epochs(_EPOCHS),
     protocols=("clean",),
     sizes=("small",),
 )

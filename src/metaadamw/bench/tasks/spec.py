@@ -66,6 +66,15 @@ def equal_epochs(epochs: int) -> dict[str, int]:
     return {"adamw": epochs, "metaadamw": epochs}
 
 
+def epochs_of(
+    sizes: Mapping[Size, int], paper: Mapping[str, int]
+) -> Callable[[Protocol, Size], Mapping[str, int]]:
+    """``Task.max_epochs``: those of the sizes, but as in the paper under its protocol."""
+    return lambda protocol, size: (
+        paper if (protocol, size) == ("paper", "full") else equal_epochs(sizes[size])
+    )
+
+
 def _every_element(target: Tensor) -> Tensor:
     return torch.tensor(target.numel())
 
@@ -189,6 +198,7 @@ class Task:
         data: what the data are and where they come from.
         metric: what is reported.
         build: ``build(protocol, size, data_dir)`` reads the data.
+        max_epochs: ``max_epochs(protocol, size)`` is ``PreparedTask.max_epochs``.
         protocols: the protocols there are.
         sizes: the sizes there are.
         data_set: name of the data set for ``metaadamw data``; None if nothing is downloaded.
@@ -200,6 +210,7 @@ class Task:
     data: str
     metric: Metric
     build: Callable[[Protocol, Size, Path | None], PreparedTask] = field(repr=False)
+    max_epochs: Callable[[Protocol, Size], Mapping[str, int]] = field(repr=False)
     protocols: tuple[Protocol, ...] = ("paper", "clean")
     sizes: tuple[Size, ...] = ("small", "full")
     data_set: str | None = None

@@ -22,7 +22,7 @@ from metaadamw.bench.tasks.spec import (
     Size,
     Splits,
     Task,
-    equal_epochs,
+    epochs_of,
 )
 from metaadamw.bench.tasks.splitting import without_copies
 
@@ -58,6 +58,7 @@ _SHAPES: dict[Size, _Shape] = {
     ),
 }
 _PAPER_EPOCHS = {"adamw": 50, "metaadamw": 15}
+_max_epochs = epochs_of({size: shape.epochs for size, shape in _SHAPES.items()}, _PAPER_EPOCHS)
 _PAPER_NOTES = (
     "the meta-validation part is the validation part; there is no test part",
     "each line is cut on its own and the remainder dropped: short lines are never seen",
@@ -130,7 +131,7 @@ def _build(protocol: Protocol, size: Size, data_dir: Path | None) -> PreparedTas
         scored=count_words,
         metric=PERPLEXITY,
         batch_size=shape.batch_size,
-        max_epochs=_PAPER_EPOCHS if paper and size == "full" else equal_epochs(shape.epochs),
+        max_epochs=_max_epochs(protocol, size),
         patience=2 if paper else None,
         min_delta=1e-3,
         lr=shape.lr,
@@ -148,6 +149,7 @@ TASK = Task(
     ),
     metric=PERPLEXITY,
     build=_build,
+    max_epochs=_max_epochs,
     data_set="wikitext2",
     paper=PaperNumbers(adamw=120.47, metaadamw=115.51),
 )
