@@ -354,7 +354,8 @@ def windows_preset(*, layers: int = 0) -> tuple[ModulatorConfig, MetaConfig]:
 
     Factors start at 0.5, a warm-up that ends when the signal says so, and stay within e^±4. Learns
     inside ``step()`` from the training gradients, every 75 steps and later ever more rarely, and
-    needs two more copies of the parameters.
+    needs two more copies of the parameters. For runs of a thousand steps or more: in a shorter one
+    the first two windows, at half the learning rate, are too large a part.
 
     Args:
         layers: of the Transformer; 0 learns the factors of the groups by themselves.
