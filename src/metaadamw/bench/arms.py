@@ -139,15 +139,26 @@ def _matched(task: PreparedTask) -> dict[str, Any]:
     return {"mean_alpha": None}
 
 
-def _replayed(part: Part) -> Callable[[PreparedTask], dict[str, Any]]:
+def _replay(part: Part, factors: str) -> Arm:
     """Half of what a run of our own arm did, once that run is known."""
-    return lambda task: {
-        "grouping": "extended",
-        "part": part,
-        "window": windows_preset()[1].window,
-        "factors": None,
-        "meta_updates": "library",
-    }
+    return Arm(
+        name=f"replay-{part}",
+        title=f"windows replayed, {part} alone",
+        description=(
+            f"AdamW with {factors} that the run of metaadamw-scalars with the same seed had, and "
+            "with its weight decay; nothing is learned"
+        ),
+        build=optimizers.replay,
+        settings=lambda task: {
+            "grouping": "extended",
+            "part": part,
+            "window": windows_preset()[1].window,
+            "factors": None,
+            "meta_updates": "library",
+        },
+        decay_per_step=DECAY_PER_STEP,
+        matches="metaadamw-scalars",
+    )
 
 
 _GRID = (
@@ -265,32 +276,8 @@ ARMS = {
             modulated=True,
             decay_per_step=DECAY_PER_STEP,
         ),
-        Arm(
-            name="replay-schedule",
-            title="windows replayed, schedule alone",
-            description=(
-                "AdamW with the geometric mean over groups of the factors that the run of "
-                "metaadamw-scalars with the same seed had, and with its weight decay; nothing is "
-                "learned"
-            ),
-            build=optimizers.replay,
-            settings=_replayed("schedule"),
-            decay_per_step=DECAY_PER_STEP,
-            matches="metaadamw-scalars",
-        ),
-        Arm(
-            name="replay-redistribution",
-            title="windows replayed, redistribution alone",
-            description=(
-                "AdamW with the factors that the run of metaadamw-scalars with the same seed had, "
-                "divided by their geometric mean over groups, and with its weight decay; nothing "
-                "is learned"
-            ),
-            build=optimizers.replay,
-            settings=_replayed("redistribution"),
-            decay_per_step=DECAY_PER_STEP,
-            matches="metaadamw-scalars",
-        ),
+        _replay("schedule", "the geometric mean over groups of the factors"),
+        _replay("redistribution", "the factors, divided by their geometric mean over groups,"),
         Arm(
             name="metaadamw-paper",
             title="MetaAdamW, paper",
