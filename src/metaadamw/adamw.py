@@ -11,10 +11,12 @@ read back to the host.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
 
+from metaadamw.kernels.adamw import Written, fused_adamw, torch_fused_adamw
 from metaadamw.master_weights import float32_values, write_back
 from metaadamw.modulator import Modulation
 from metaadamw.tokens import Token
@@ -229,23 +231,7 @@ def adamw_fused(
     if isinstance(weight_decay, Tensor):
         torch._foreach_mul_(params, 1 - lr * weight_decay)
         weight_decay = 0.0
-    torch._fused_adamw_(
-        params,
-        grads,
-        exp_avgs,
-        exp_avg_sqs,
-        [],
-        steps,
-        lr=lr,
-        beta1=betas[0],
-        beta2=betas[1],
-        weight_decay=weight_decay,
-        eps=eps,
-        amsgrad=False,
-        maximize=False,
-        grad_scale=None,
-        found_inf=None,
-    )
+    torch_fused_adamw(params, grads, exp_avgs, exp_avg_sqs, steps, (lr, weight_decay, *betas, eps))
 
 
 _FOREACH_DEVICES = ("cuda", "xpu", "mtia")
@@ -330,7 +316,8 @@ def modulated_adamw(
     eps_inside_sqrt: bool,
     capturable: bool,
     decay_corrected_at: int | None,
-) -> tuple[list[Number], list[Number]]:
+    squares: bool = False,
+) -> tuple[list[Number], list[Number], Written | None]:
     r"""Lines 4–7 of Algorithm 1: every group with its own rate and weight decay.
 
     Args:
@@ -341,9 +328,10 @@ def modulated_adamw(
         eps_inside_sqrt: the printed form of Eq. 4.
         capturable: keep the step counters on the device.
         decay_corrected_at: divide the weight decay by :math:`1 - \beta_1^t` of this t.
+        squares: take the squared norms of what is written, where that is free.
 
     Returns:
-        The rates and decays used, one for each group.
+        The rates and decays used, one for each group; and the squares, or None.
     """
     alphas = modulation.alpha.tolist() if on_host else modulation.alpha.unbind()
     betas = modulation.beta.tolist() if on_host else modulation.beta.unbind()
@@ -360,15 +348,21 @@ def modulated_adamw(
             weight_decay = weight_decay / (1 - token.group["betas"][0] ** decay_corrected_at)
         rates.append(lr * alpha)
         decays.append(weight_decay * beta if weight_decay else 0.0)
+    if path == "fused" and on_host:
+        numbers = [cast("list[float]", values) for values in (rates, decays)]
+        done, written = fused_adamw(tokens, *numbers, squares=squares)
+        if done:
+            return rates, decays, written
+    for token, lr, weight_decay in zip(tokens, rates, decays, strict=True):
         adamw(
             token,
             path,
-            lr=rates[-1],
-            weight_decay=decays[-1],
+            lr=lr,
+            weight_decay=weight_decay,
             eps_inside_sqrt=eps_inside_sqrt,
             capturable=capturable,
         )
-    return rates, decays
+    return rates, decays, None
 
 
 def _near(value: Number, device: torch.device) -> Number:

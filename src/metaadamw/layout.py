@@ -173,10 +173,12 @@ class Layout:
 
     def _numels(self, columns: Mapping[str, Column]) -> list[int]:
         """Entries of every tensor here; 0 where no column has it."""
-        lists = [column for column in columns.values() if not callable(column)]
+        first, *others = [column for column in columns.values() if not callable(column)]
         return [
-            next((t.numel() for column in lists if (t := column[i]) is not None), 0)
-            for i in range(len(self.group_of))
+            next((t.numel() for column in others if (t := column[i]) is not None), 0)
+            if tensor is None
+            else tensor.numel()
+            for i, tensor in enumerate(first)
         ]
 
     def _zeros(self, vector: Tensor | None, columns: Mapping[str, Column], i: int) -> Tensor:

@@ -23,17 +23,15 @@ from metaadamw.features import (
     tensor_columns,
 )
 from metaadamw.gauss_newton import gauss_newton_gradient
+from metaadamw.kernels.adamw import Written
+from metaadamw.known import Known, can_know
 from metaadamw.layout import Layout, Pair
 from metaadamw.learned_state import learned_state, restore
 from metaadamw.lookahead import TERMS
 from metaadamw.meta_optimizer import MetaOptimizer
 from metaadamw.meta_update import MetaUpdate, TokensOf, check_batches, meta_gradient
 from metaadamw.modulator import BaseModulator, Modulation, Modulator
-from metaadamw.online import (
-    ONLINE_PRODUCTS,
-    modulator_gradient,
-    online_signal,
-)
+from metaadamw.online import ONLINE_PRODUCTS, modulator_gradient, online_signal
 from metaadamw.precision import full_precision
 from metaadamw.ranks import Ranks
 from metaadamw.replay import Schedule
@@ -118,6 +116,7 @@ class Learner:
         self.features: Tensor | None = None
         self.modulation: Modulation | None = None
         self.last: LastStep | None = None
+        self.known = Known()
         self._window = (0, 0)
         self.report: MetaUpdate | None = None
         if schedule is not None:
@@ -137,6 +136,14 @@ class Learner:
         if self.meta.window == 1:
             return self.steps % self.config.update_every == 0
         return self._at_window
+
+    @property
+    def asks_for_squares(self) -> bool:
+        """Whether the next step will want statistics that this one can take as it writes."""
+        if self.schedule is not None or self.meta.mode == "online":  # whose signal reads all anyway
+            return False
+        refreshes = (self.steps + 1) % self.config.update_every == 0
+        return refreshes and can_know(self.layout, self.products)
 
     @property
     def learned(self) -> list[Tensor]:
@@ -227,7 +234,7 @@ class Learner:
                     capturable=self.capturable,
                 )
                 pairs = list(dict.fromkeys([*pairs, *ONLINE_PRODUCTS]))
-            products = self.layout.products(columns, pairs)
+            products = self.known.products(self.layout, columns, pairs)
             if learns and windows is None and self.last is not None:
                 self._learn(self.last.features, *online_signal(products, self.last, self.layout))
             features = self._finite(self._features(products))
@@ -300,9 +307,14 @@ class Learner:
         self.skipped += ~ok
 
     def stepped(
-        self, tokens: Sequence[Token], rates: list[float | Tensor], decays: list[float | Tensor]
+        self,
+        tokens: Sequence[Token],
+        rates: list[float | Tensor],
+        decays: list[float | Tensor],
+        written: Written | None,
     ) -> None:
-        """Take note of a finished step and of the η α_g and β_g λ it was taken with."""
+        """Take note of a finished step, of its η α_g and β_g λ, and of what it has written."""
+        self.known.keep(written)
         self.steps += 1
         if self.capturable:
             self.device_steps += 1

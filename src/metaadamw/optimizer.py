@@ -284,7 +284,7 @@ class MetaAdamW(Optimizer):
             warn_of_missed_update()
         tokens = self._tokens(maximize=self.defaults["maximize"])
         modulation = self._learning.modulate(tokens)  # lines 2–3
-        rates, decays = modulated_adamw(  # lines 4–7
+        stepped = modulated_adamw(  # lines 4–7
             tokens,
             modulation,
             choose_path(params, foreach=self.defaults["foreach"], fused=self.defaults["fused"]),
@@ -292,8 +292,9 @@ class MetaAdamW(Optimizer):
             eps_inside_sqrt=self._learning.eps_inside_sqrt,
             capturable=self.defaults["capturable"],
             decay_corrected_at=self._learning.decay_corrected_at,
+            squares=self._learning.asks_for_squares,
         )
-        self._learning.stepped(tokens, rates, decays)
+        self._learning.stepped(tokens, *stepped)
 
     # Meta-learning -------------------------------------------------------------------------------
 

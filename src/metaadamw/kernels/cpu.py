@@ -24,10 +24,13 @@ from torch import Tensor, nn
 __all__ = ["in_memory", "library", "pointer_array"]
 
 HERE = Path(__file__).parent
-SOURCES = ("products.c", "encoder.c")
-HEADERS = ("targets.h",)
+SOURCES = ("products.c", "encoder.c", "adamw.c")
+HEADERS = ("targets.h", "sums.h")
 REALS = {torch.float32: "float", torch.float64: "double"}
-FLAGS = ("-O3", "-std=c11", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
+FLAGS = (
+    *("-O3", "-std=c11", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"),
+    *("-fPIC", "-shared"),
+)
 
 
 @functools.cache
@@ -70,9 +73,12 @@ def _compiled(compiler: str, flags: list[str]) -> Path:
     return target
 
 
+_PLAIN = (Tensor, nn.Parameter)
+
+
 def in_memory(tensor: Tensor) -> bool:
     """Whether a tensor is nothing but numbers of the host in their order."""
-    return type(tensor) in (Tensor, nn.Parameter) and tensor.is_cpu and tensor.is_contiguous()
+    return type(tensor) in _PLAIN and tensor.is_cpu and tensor.is_contiguous()
 
 
 def pointer_array(pointers: Sequence[int]) -> ctypes.Array[ctypes.c_void_p]:

@@ -1,0 +1,236 @@
+"""Eqs. 1–4 for all groups in one pass over the memory of a CPU, to the last bit as torch's kernel.
+
+What torch's fused kernel leaves to its compiler, which product enters which sum unrounded, is
+written out in ``adamw.c`` for the builds that people have. On any other, and for any tensor that is
+not plain memory, torch's own kernel does the work.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from metaadamw.kernels.cpu import in_memory, library, pointer_array
+from metaadamw.tokens import Token
+
+__all__ = ["Written", "fused_adamw", "samples", "torch_fused_adamw", "vector_entries"]
+
+Rule = tuple[float, float, float, float, float]
+"""lr, weight_decay, β₁, β₂ and ε of a tensor."""
+
+
+class Written(NamedTuple):
+    """What a step knows of the tensors it has written.
+
+    Attributes:
+        positions: where they stand among all, in the order of the groups.
+        params: θ.
+        exp_avg_sqs: v.
+        squares: ‖θ‖² and ‖v‖² of each, [n, 2], float64.
+        samples: the ``samples`` of θ.
+        dtype: its precision.
+    """
+
+    positions: list[int]
+    params: list[Tensor]
+    exp_avg_sqs: list[Tensor]
+    squares: Tensor
+    samples: list[int]
+    dtype: torch.dtype
+
+
+def torch_fused_adamw(
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    steps: list[Tensor],
+    rule: tuple[float | Tensor, float, float, float, float],
+) -> None:
+    """The kernel of torch; counts no steps."""
+    lr, weight_decay, beta1, beta2, eps = rule
+    torch._fused_adamw_(
+        params,
+        grads,
+        exp_avgs,
+        exp_avg_sqs,
+        [],
+        steps,
+        lr=lr,
+        beta1=beta1,
+        beta2=beta2,
+        weight_decay=weight_decay,
+        eps=eps,
+        amsgrad=False,
+        maximize=False,
+        grad_scale=None,
+        found_inf=None,
+    )
+
+
+def fused_adamw(
+    tokens: Sequence[Token],
+    rates: Sequence[float],
+    decays: Sequence[float],
+    *,
+    squares: bool = False,
+) -> tuple[bool, Written | None]:
+    r"""One step of all tensors that have a gradient.
+
+    Args:
+        tokens: the groups' tensors.
+        rates: :math:`\eta\alpha_g`, one for each group.
+        decays: :math:`\beta_g\lambda`, likewise.
+        squares: also tell the squared norms of what is written.
+
+    Returns:
+        Whether it was done; if not, nothing has changed. And what was asked for.
+    """
+    state = _State([], [], [], [], [], [], [])
+    start = 0
+    for token, lr, weight_decay in zip(tokens, rates, decays, strict=True):
+        rule = (lr, weight_decay, *token.group["betas"], token.group["eps"])
+        for i, grad in enumerate(token.grads):
+            m, v, step = token.exp_avgs[i], token.exp_avg_sqs[i], token.steps[i]
+            if grad is None or m is None or v is None or step is None:
+                continue
+            state.positions.append(start + i)
+            state.params.append(token.params[i])
+            state.grads.append(grad)
+            state.exp_avgs.append(m)
+            state.exp_avg_sqs.append(v)
+            state.steps.append(step)
+            state.rules.append(rule)
+        start += len(token.grads)
+    if not state.params or not (entries := vector_entries(state.params[0].dtype)):
+        return False, None
+    if not state.plain:
+        return False, None
+    if not squares:
+        state.update(entries)
+        return True, None
+    taken = torch.empty(len(state.params), 2, dtype=torch.float64)
+    marks = (ctypes.c_uint64 * len(state.params))()
+    state.update(entries, taken, marks)
+    dtype = state.params[0].dtype
+    written = (state.positions, state.params, state.exp_avg_sqs, taken, list(marks), dtype)
+    return True, Written(*written)
+
+
+class _State(NamedTuple):
+    """The tensors of a step, index by index."""
+
+    positions: list[int]
+    params: list[Tensor]
+    grads: list[Tensor]
+    exp_avgs: list[Tensor]
+    exp_avg_sqs: list[Tensor]
+    steps: list[Tensor]
+    rules: list[Rule]
+
+    @property
+    def plain(self) -> bool:
+        """Whether all are nothing but memory, and of one precision."""
+        dtype = self.params[0].dtype
+        values = itertools.chain(self.params, self.grads, self.exp_avgs, self.exp_avg_sqs)
+        return all(t.dtype is dtype and in_memory(t) for t in values) and all(
+            step.dtype is torch.float32 and in_memory(step) for step in self.steps
+        )
+
+    def update(
+        self,
+        entries: int,
+        squares: Tensor | None = None,
+        marks: ctypes.Array[ctypes.c_uint64] | None = None,
+    ) -> None:
+        """Eqs. 1–4.
+
+        Raises:
+            MemoryError: there is none; nothing has changed.
+        """
+        columns = (self.params, self.grads, self.exp_avgs, self.exp_avg_sqs, self.steps)
+        count = len(self.params)
+        failed = library(self.params[0].dtype).adamw(  # type: ignore[union-attr]  # entries are known
+            ctypes.c_int64(count),
+            (ctypes.c_int64 * count)(*[p.numel() for p in self.params]),
+            *(pointer_array([t.data_ptr() for t in column]) for column in columns),
+            (ctypes.c_double * (5 * count))(*itertools.chain.from_iterable(self.rules)),
+            ctypes.c_int64(entries),
+            ctypes.c_void_p(None if squares is None else squares.data_ptr()),
+            marks,
+        )
+        if failed:
+            raise MemoryError("no memory for the step")
+        torch.autograd.graph.increment_version(
+            [*self.params, *self.exp_avgs, *self.exp_avg_sqs, *self.steps]
+        )
+
+
+def samples(params: Sequence[Tensor], dtype: torch.dtype) -> list[int] | None:
+    """A number for each tensor, another where its address or one of a few entries is another.
+
+    Args:
+        params: what a step has written.
+        dtype: in which precision; None if they have another by now.
+    """
+    kernels, count = library(dtype), len(params)
+    if kernels is None or not all(t.dtype is dtype and in_memory(t) for t in params):
+        return None
+    result = (ctypes.c_uint64 * count)()
+    if count:
+        kernels.samples(
+            ctypes.c_int64(count),
+            (ctypes.c_int64 * count)(*[t.numel() for t in params]),
+            pointer_array([t.data_ptr() for t in params]),
+            result,
+        )
+    return list(result)
+
+
+@functools.cache
+def vector_entries(dtype: torch.dtype) -> int | None:
+    """Entries of a vector of torch's kernel; None if it rounds otherwise than the one here.
+
+    Found by trying, in a few milliseconds, with numbers that tell the roundings apart.
+    """
+    if library(dtype) is None:
+        return None
+    for entries in (32 // dtype.itemsize, 64 // dtype.itemsize, 16 // dtype.itemsize):
+        try:
+            if all(_same_bits(rule, state, entries) for rule, state in _trials(dtype)):
+                return entries
+        except (RuntimeError, TypeError):  # an older torch, which has not all that is needed
+            return None
+    return None
+
+
+def _trials(dtype: torch.dtype) -> Iterator[tuple[Rule, tuple[Tensor, ...]]]:
+    generator = torch.Generator().manual_seed(0)
+    rules: list[Rule] = [
+        (1e-3, 0.0, 0.9, 0.999, 1e-8),
+        (0.02, 0.1, 0.4, 0.95, 1e-3),
+        # 1 − lr · weight_decay of these depends on whether the product is rounded.
+        *((0.1 * k + 0.0123, 0.0987 * k, 0.9, 0.99, 1e-8) for k in range(1, 60)),
+    ]
+    for number, rule in enumerate(rules):
+        for size in (1 + number % 40, 1003) if number < 3 else (1 + number % 40,):
+            param, grad, exp_avg, exp_avg_sq = torch.randn(4, size, generator=generator).to(dtype)
+            state = (param, grad, 0.1 * exp_avg, 0.01 * exp_avg_sq.square())
+            yield rule, (*(t.clone() for t in state), torch.tensor(float(number)))
+
+
+def _same_bits(rule: Rule, state: tuple[Tensor, ...], entries: int) -> bool:
+    param, grad, exp_avg, exp_avg_sq, step = (t.clone() for t in state)
+    step += 1
+    torch_fused_adamw([param], [grad], [exp_avg], [exp_avg_sq], [step], rule)
+    version = state[0]._version
+    ours = _State([0], [state[0]], [state[1]], [state[2]], [state[3]], [state[4]], [rule])
+    ours.update(entries)
+    theirs = (param, grad, exp_avg, exp_avg_sq, step)
+    return state[0]._version > version and all(map(torch.equal, state, theirs))

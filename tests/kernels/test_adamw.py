@@ -1,0 +1,206 @@
+"""The kernel behind ``fused=True`` on a CPU: the bits of torch's, and what it knows for later."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from metaadamw import MetaAdamW, MetaConfig, ModulatorConfig
+from metaadamw.features import needed_products, tensor_columns
+from metaadamw.kernels.adamw import fused_adamw, torch_fused_adamw, vector_entries
+from metaadamw.known import Known
+from metaadamw.layout import Layout
+from metaadamw.tokens import Token
+
+SIZES = [1, 3, 4, 7, 8, 9, 15, 17, 511, 512, 513, 519, 16_383, 16_384, 16_385, 40_003]
+SQUARES = (("param", "param"), ("exp_avg_sq", "exp_avg_sq"))
+
+
+def a_token(sizes, dtype, seed=0, *, missing=(), betas=(0.9, 0.999), eps=1e-8, step=3.0) -> Token:
+    generator = torch.Generator().manual_seed(seed)
+
+    def values(scale: float) -> list[Tensor]:
+        return [scale * torch.randn(n, generator=generator, dtype=dtype) for n in sizes]
+
+    grads = [None if i in missing else g for i, g in enumerate(values(1.0))]
+    squares = [v.square() for v in values(0.1)]
+    steps = [torch.tensor(step) for _ in sizes]
+    nothing: list[Any] = [None] * len(sizes)
+    group = {"betas": betas, "eps": eps}
+    return Token(group, values(1.0), grads, values(0.1), squares, steps, nothing, nothing, nothing)
+
+
+def columns_of(token: Token) -> list[list[Tensor]]:
+    there = [i for i, grad in enumerate(token.grads) if grad is not None]
+    columns = (token.params, token.grads, token.exp_avgs, token.exp_avg_sqs, token.steps)
+    return [[column[i].clone() for i in there] for column in columns]
+
+
+groups = st.lists(
+    st.builds(
+        dict,
+        sizes=st.lists(st.sampled_from(SIZES), min_size=1, max_size=4),
+        missing=st.sets(st.integers(0, 3), max_size=2),
+        betas=st.tuples(st.sampled_from([0.0, 0.4, 0.5, 0.9]), st.sampled_from([0.9, 0.999])),
+        eps=st.sampled_from([1e-8, 1e-3]),
+        step=st.sampled_from([0.0, 1.0, 999.0]),
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    groups=groups,
+    lr=st.floats(1e-6, 3.0),
+    weight_decay=st.sampled_from([0.0, 0.1, 0.37]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    squares=st.booleans(),
+)
+def test_the_bits_of_torch(groups, lr, weight_decay, dtype, squares):
+    if vector_entries(dtype) is None:
+        pytest.skip("torch was built otherwise; its own kernel is used")
+    tokens = [a_token(dtype=dtype, seed=i, **group) for i, group in enumerate(groups)]
+    expected = [columns_of(token) for token in tokens]
+    rates, decays = [lr * (g + 1) for g in range(len(tokens))], [weight_decay] * len(tokens)
+    done, written = fused_adamw(tokens, rates, decays, squares=squares)
+    assert done == any(columns[0] for columns in expected)
+    for token, columns, rate in zip(tokens, expected, rates, strict=True):
+        if columns[0]:
+            torch._foreach_add_(columns[4], 1)
+            rule = (rate, weight_decay, *token.group["betas"], token.group["eps"])
+            torch_fused_adamw(*columns, rule)
+        for ours, theirs in zip(columns_of(token), columns, strict=True):
+            assert all(map(torch.equal, ours, theirs))
+    assert (written is not None) == (done and squares)
+
+
+def steps(params: list[Tensor], count: int = 3, **options: Any) -> list[Tensor]:
+    """Parameters and features after some steps."""
+    options = {"fused": True, "modulator": ModulatorConfig(init="xavier"), **options}
+    groups = [{"params": params[:2], "lr": 0.1}, {"params": params[2:]}]
+    optimizer = MetaAdamW(groups, meta=MetaConfig(mode="off"), **options)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(count):
+        for param in params:
+            param.grad = torch.randn(param.shape, generator=generator, dtype=param.dtype)
+        optimizer.step()
+    return [*(p.detach().clone() for p in params), optimizer.features, optimizer.modulation.alpha]
+
+
+def some_params(dtype=torch.float32, shape=(3, 30)):
+    generator = torch.Generator().manual_seed(0)
+    return [
+        torch.nn.Parameter(torch.randn(n, *shape, generator=generator, dtype=dtype))
+        for n in (3, 700, 1, 20)
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_training_is_the_same_with_the_kernel_of_torch(dtype, monkeypatch):
+    ours = steps(some_params(dtype))
+    monkeypatch.setattr("metaadamw.adamw.fused_adamw", lambda *_, **__: (False, None))
+    theirs = steps(some_params(dtype))
+    assert all(map(torch.equal, ours, theirs))
+
+
+def test_memory_in_another_order_is_left_to_torch(monkeypatch):
+    def channels_last(params):
+        for param in params:
+            param.data = param.data.unsqueeze(-1).to(memory_format=torch.channels_last)
+        return params
+
+    ours = steps(channels_last(some_params()))
+    monkeypatch.setattr("metaadamw.adamw.fused_adamw", lambda *_, **__: (False, None))
+    assert all(map(torch.equal, ours, steps(channels_last(some_params()))))
+
+
+def test_autograd_is_told():
+    (param,) = params = [torch.nn.Parameter(torch.randn(5))]
+    optimizer = MetaAdamW(params, fused=True)
+    for _ in range(2):
+        param.grad = torch.ones(5)
+        loss = (param**2).sum()
+        optimizer.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_not_a_bit_depends_on_the_number_of_threads():
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        found.append(steps(some_params()))
+    assert all(map(torch.equal, found[0], found[1]))
+    assert all(map(torch.equal, found[0], found[2]))
+
+
+def test_a_build_that_rounds_otherwise_is_noticed():
+    """Torch without AVX2 never fuses a product with a sum."""
+    words = (
+        "import torch, tests.kernels.test_adamw as t;"
+        "from metaadamw.kernels.adamw import vector_entries;"
+        "print(vector_entries(torch.float32), vector_entries(torch.float64));"
+        "params = t.some_params(); ours = t.steps(params, count=1);"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", words],
+        env={**os.environ, "ATEN_CPU_CAPABILITY": "default"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["None", "None"]
+
+
+# What is known of the next statistics -------------------------------------------------------------
+
+
+def statistics(known: Known, tokens: list[Token], layout: Layout) -> dict[Any, Tensor]:
+    pairs = needed_products(MetaAdamW([torch.zeros(1)])._learning.table)
+    return known.products(layout, tensor_columns(tokens), pairs)
+
+
+@settings(max_examples=40, deadline=None)
+@given(groups=groups, dtype=st.sampled_from([torch.float32, torch.float64]))
+def test_what_is_known_is_what_would_be_read(groups, dtype):
+    if vector_entries(dtype) is None:
+        pytest.skip("torch was built otherwise; its own kernel is used")
+    tokens = [a_token(dtype=dtype, seed=i, **group) for i, group in enumerate(groups)]
+    layout = Layout([{"params": token.params} for token in tokens], torch.device("cpu"), dtype)
+    ones = [1.0] * len(tokens)
+    known = Known()
+    known.keep(fused_adamw(tokens, ones, ones, squares=True)[1])
+    for token in tokens:  # those of the next step
+        token.grads = [torch.randn_like(p) for p in token.params]
+    read = statistics(Known(), tokens, layout)
+    ours = statistics(known, tokens, layout)
+    assert ours.keys() == read.keys()
+    assert all(torch.equal(ours[pair], read[pair]) for pair in read)
+
+
+def test_it_is_not_read_again(monkeypatch):
+    if vector_entries(torch.float32) is None:
+        pytest.skip("torch was built otherwise; its own kernel is used")
+    read = []
+
+    def products(self, columns, pairs):
+        read.append(
+            {name for name, column in columns.items() if any(t is not None for t in column)}
+        )
+        return whole(self, columns, pairs)
+
+    whole = Layout.products
+    monkeypatch.setattr(Layout, "products", products)
+    steps(some_params())
+    everything = {"grad", "exp_avg", "param", "exp_avg_sq"}
+    assert read == [everything, {"grad", "exp_avg"}, {"grad", "exp_avg"}]
