@@ -144,9 +144,9 @@ def _shift(
     ):
         if new is None:
             continue
-        param.add_(new * (epsilon * alignment.on_updated[g]).to(new))
+        param.addcmul_(new, (epsilon * alignment.on_updated[g]).to(new))
         if old is not None:
-            param.add_(old * (epsilon * alignment.on_original[g]).to(new))
+            param.addcmul_(old, (epsilon * alignment.on_original[g]).to(new))
     return [new is not None for new in updated]
 
 
@@ -179,6 +179,6 @@ def _difference(lookahead: Lookahead, batch2: Any, *, central: bool) -> Term:
     for i, param in enumerate(params):  # θ′ + εq becomes θ′ − εq
         base = lookahead.updated(i) if shifted[i] else None
         if base is not None:
-            param.neg_().add_(2 * base)
+            param.neg_().add_(base, alpha=2)
     minus = lookahead.along(evaluation.gradient("batch2", batch2)[1])
     return _term(lookahead, alignment, (plus - minus) / (2 * epsilon))

@@ -83,8 +83,10 @@ class Layout:
         self.bias_ratio = self.vector(biases)
         self.depth = self.vector(depths)
 
-    def vector(self, values: Sequence[float]) -> Tensor:
-        """Numbers of the host as a vector on the device, without waiting for it."""
+    def vector(self, values: Sequence[float | Tensor]) -> Tensor:
+        """Numbers as a vector on the device; those of the host without waiting for it."""
+        if any(isinstance(value, Tensor) for value in values):
+            return self.stack([(self.zero + value).reshape(()) for value in values])
         pinned = self.device.type == "cuda"
         host = torch.tensor(values, dtype=self.dtype, pin_memory=pinned)
         return host.to(self.device, non_blocking=True)

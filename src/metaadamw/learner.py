@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from metaadamw.alignment import HessianProduct
 from metaadamw.config import MetaConfig, ModulatorConfig
-from metaadamw.directions import Directions, LastStep
+from metaadamw.directions import LastDirections, LastStep
 from metaadamw.evaluation import LossFunction
 from metaadamw.features import (
     EMBEDDING_DIM,
@@ -140,10 +140,9 @@ class Learner:
     @property
     def asks_for_squares(self) -> bool:
         """Whether the next step will want statistics that this one can take as it writes."""
-        if self.schedule is not None or self.meta.mode == "online":  # whose signal reads all anyway
-            return False
-        refreshes = (self.steps + 1) % self.config.update_every == 0
-        return refreshes and can_know(self.layout, self.products)
+        reads_all = self.meta.mode == "online"  # for its signal
+        refreshes = self.schedule is None and (self.steps + 1) % self.config.update_every == 0
+        return refreshes and not reads_all and can_know(self.layout, self.products)
 
     @property
     def learned(self) -> list[Tensor]:
@@ -227,7 +226,7 @@ class Learner:
                 columns |= windows.end(*self._rates(tokens), length=end - begin)
                 pairs = list(dict.fromkeys([*pairs, *WINDOW_PRODUCTS]))
             elif learns and self.last is not None:
-                columns["direction"] = Directions(
+                columns["direction"] = LastDirections(
                     tokens,
                     self.last,
                     eps_inside_sqrt=self.eps_inside_sqrt,
@@ -267,8 +266,8 @@ class Learner:
         """The rates η α_g and the decays β_g λ of the step to come, [G]."""
         alpha, beta, *_ = self.last_modulation
         groups = [token.group for token in tokens]
-        rates = self._vector([group["lr"] for group in groups])
-        return rates * alpha, self._vector([group["weight_decay"] for group in groups]) * beta
+        rates = self.layout.vector([group["lr"] for group in groups])
+        return rates * alpha, self.layout.vector([group["weight_decay"] for group in groups]) * beta
 
     def _kept(self, old: Tensor | None, new: Tensor) -> Tensor:
         """What the next step will read: for a CUDA graph always the same memory."""
@@ -324,17 +323,11 @@ class Learner:
             old = self.last or (None, None, None)
             self.last = LastStep(
                 self.features,  # read before the next features are written
-                self._kept(old[1], self._vector(rates)),
-                self._kept(old[2], self._vector(decays)),
+                self._kept(old[1], self.layout.vector(rates)),
+                self._kept(old[2], self.layout.vector(decays)),
                 moved,
                 hyperparameters,
             )
-
-    def _vector(self, numbers: Sequence[float | Tensor]) -> Tensor:
-        layout = self.layout
-        if all(isinstance(n, float) for n in numbers):
-            return layout.vector(cast(list[float], numbers))
-        return layout.stack([layout.zero + n for n in numbers])
 
     @torch._disable_dynamo  # type: ignore[attr-defined]  # a compiled model inside stays compiled
     def update(

@@ -20,13 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metaadamw.adamw import update_direction
 from metaadamw.config import MetaConfig
+from metaadamw.directions import NextDirections
 from metaadamw.evaluation import Evaluation
 from metaadamw.layout import Layout
 from metaadamw.modulator import Modulation
 from metaadamw.objectives import generalization_gap, loss_decrease
-from metaadamw.state import moment_dtype
 from metaadamw.tokens import Token, real_view
 
 __all__ = ["Lookahead", "Term", "needed_batches", "terms_of"]
@@ -103,21 +102,20 @@ class Lookahead:
     ) -> None:
         self.evaluation, self.layout, self.config = evaluation, layout, config
         self.modulation = Modulation(*(factor.detach() for factor in modulation))
-        self.eps_inside_sqrt = eps_inside_sqrt
         self.params = [p for token in tokens for p in token.params]
         self.grads = [g for token in tokens for g in token.grads]  # g, on B1
-        self.states = [
-            (token.group, *state)
-            for token in tokens
-            for state in zip(token.exp_avgs, token.exp_avg_sqs, token.steps, strict=True)
-        ]
+        self.directions = NextDirections(  # û
+            tokens,
+            stored_moments="stored_moments" in config.as_run,
+            eps_inside_sqrt=eps_inside_sqrt,
+        )
         self.original = [None if p is None else real_view(p) for p in original]  # θ
         # A parameter that the step does not move takes no part in ∂ℓ/∂α, ∂ℓ/∂β.
         self.moved = [
             None if g is None else p for p, g in zip(self.original, self.grads, strict=True)
         ]
-        self.rates = layout.stack([layout.zero + token.group["lr"] for token in tokens])  # η, [G]
-        self.decays = layout.stack([layout.zero + self._decay(token) for token in tokens])  # λ, [G]
+        self.rates = layout.vector([token.group["lr"] for token in tokens])  # η, [G]
+        self.decays = layout.vector([self._decay(token) for token in tokens])  # λ, [G]
         self.move()
 
     def _decay(self, token: Token) -> float:
@@ -137,48 +135,21 @@ class Lookahead:
 
     def updated(self, i: int) -> Tensor | None:
         """θ′ of one tensor, which is θ where the step does not move it; None for a frozen one."""
-        theta, direction = self.original[i], self.direction(i)
+        theta, direction = self.original[i], self.directions(i)
         if theta is None or direction is None:
             return theta
         g = self.layout.groups[i]
         rate = (self.rates[g] * self.modulation.alpha[g]).to(direction)
         decay = (self.decays[g] * self.modulation.beta[g]).to(direction)
-        return theta - rate * (direction + decay * theta)  # Eq. 4
-
-    def direction(self, i: int) -> Tensor | None:
-        r"""Line 14: :math:`\hat u` of one tensor from m′ and v′, on the gradient on B1."""
-        grad, (group, exp_avg, exp_avg_sq, step) = self.grads[i], self.states[i]
-        if grad is None:
-            return None
-        grad = grad.to(moment_dtype(self.params[i]))
-        t: float | Tensor = 0.0
-        if exp_avg is None or exp_avg_sq is None or step is None:
-            exp_avg, exp_avg_sq = torch.zeros_like(grad), torch.zeros_like(grad)
-        else:
-            t = step.item() if step.is_cpu else step
-        if "stored_moments" in self.config.as_run:  # the moments as they are, B1 ignored
-            if isinstance(t, float) and t == 0:
-                return torch.zeros_like(grad)
-        else:
-            beta1, beta2 = group["betas"]
-            exp_avg = torch.lerp(exp_avg, grad, 1 - beta1)
-            exp_avg_sq = (exp_avg_sq * beta2).addcmul_(grad, grad, value=1 - beta2)
-            t = t + 1
-        return update_direction(
-            exp_avg,
-            exp_avg_sq,
-            t,
-            betas=group["betas"],
-            eps=group["eps"],
-            eps_inside_sqrt=self.eps_inside_sqrt,
-        )
+        direction.addcmul_(theta, decay)  # in place: nobody else has it
+        return torch.addcmul(theta, direction, rate, value=-1, out=direction)  # Eq. 4
 
     @torch.no_grad()
     def along(self, gradient: Sequence[Tensor | None]) -> Tensor:
         r"""Products with :math:`\hat u_g` and with :math:`\theta_g`, [2, G]."""
         reals = [None if g is None else real_view(g) for g in gradient]
         products = self.layout.group_products(
-            {"gradient": reals, "direction": self.direction, "param": self.moved},
+            {"gradient": reals, "direction": self.directions, "param": self.moved},
             [("gradient", "direction"), ("gradient", "param")],
         )
         return torch.stack(products)

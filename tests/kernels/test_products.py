@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from metaadamw import MetaAdamW, MetaConfig
-from metaadamw.directions import Directions
+from metaadamw.directions import LastDirections, NextDirections
 from metaadamw.features import needed_products, tensor_columns
 from metaadamw.kernels.cpu import library
 from metaadamw.layout import ZEROS, Layout
@@ -94,7 +94,7 @@ def test_those_of_an_optimizer(dtype, online, eps_inside_sqrt):
     learner, tokens = optimizer._learning, optimizer._tokens()
     columns, pairs = tensor_columns(tokens), needed_products(learner.table)
     if online:
-        columns["direction"] = Directions(tokens, learner.last, eps_inside_sqrt=eps_inside_sqrt)
+        columns["direction"] = LastDirections(tokens, learner.last, eps_inside_sqrt=eps_inside_sqrt)
         pairs = list(dict.fromkeys([*pairs, *ONLINE_PRODUCTS]))
     as_tensors = {
         name: [column(i) if callable(column) else column[i] for i in range(len(params))]
@@ -102,6 +102,30 @@ def test_those_of_an_optimizer(dtype, online, eps_inside_sqrt):
     }
     theirs = torch_products(learner.layout, columns, pairs)
     assert_equal_products(learner.layout.products(columns, pairs), theirs, as_tensors, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("missing", [[], [1], [0, 1, 2, 3]], ids=str)
+def test_with_the_direction_of_the_next_step(dtype, missing):
+    params = [torch.nn.Parameter(torch.randn(n, 7, dtype=dtype)) for n in (3, 900, 1, 5000)]
+    groups = [{"params": params[:2], "eps": 1e-3, "betas": (0.8, 0.9)}, {"params": params[2:]}]
+    optimizer = MetaAdamW(groups, fused=True)
+    for _ in range(2):
+        for param in params:
+            param.grad = torch.randn_like(param)
+        optimizer.step()
+    grads = [None if i in missing else torch.randn_like(p) for i, p in enumerate(params)]
+    directions = NextDirections(
+        optimizer._tokens(grads), stored_moments=False, eps_inside_sqrt=False
+    )
+    assert directions.plain
+    columns = {"a": [torch.randn_like(p) for p in params], "b": directions}
+    pairs = [("a", "b"), ("b", "b")]
+    layout = optimizer._learning.layout
+    found, expected = layout.products(columns, pairs), torch_products(layout, columns, pairs)
+    as_tensors = {"a": columns["a"], "b": [directions(i) for i in range(len(params))]}
+    assert [t is None for t in as_tensors["b"]] == [i in missing for i in range(len(params))]
+    assert_equal_products(found, expected, as_tensors, dtype)
 
 
 def test_not_a_bit_depends_on_the_number_of_threads():

@@ -23,23 +23,43 @@ INLINE int64_t zeros(const REAL *x, int64_t n) {
     return count;
 }
 
-/* A column that is NULL counts as zeros. The column `direction` is made here:
- * exp_avg / (sqrt(exp_avg_sq) * scale[0] + scale[1]). */
+/* A direction by its parts: exp_avg / (sqrt(exp_avg_sq) * multiply + add), the moments brought
+ * forward by grad if there is one (Eqs. 1 and 2). */
+typedef struct {
+    const REAL *exp_avg, *exp_avg_sq, *grad;
+    double multiply, add, beta1, beta2;
+} Quotient;
+
+INLINE void make(Quotient q, int64_t start, int64_t n, REAL *restrict made) {
+    const REAL *m = q.exp_avg + start, *v = q.exp_avg_sq + start;
+    const REAL multiply = q.multiply, add = q.add, keep = q.beta2;
+    const REAL take = 1 - q.beta1, take_sq = 1 - q.beta2;
+    if (!q.grad) {
+#pragma omp simd
+        for (int64_t i = 0; i < n; i++) made[i] = m[i] / (SQRT(v[i]) * multiply + add);
+        return;
+    }
+    const REAL *g = q.grad + start;
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) {
+        const REAL next = m[i] + take * (g[i] - m[i]);
+        const REAL next_sq = v[i] * keep + take_sq * g[i] * g[i];
+        made[i] = next / (SQRT(next_sq) * multiply + add);
+    }
+}
+
+/* A column that is NULL counts as zeros. The column `direction` is made here. */
 FOR_EVERY_PROCESSOR
-static void part(const REAL *const *columns, int64_t width, int64_t direction,
-                 const REAL *exp_avg, const REAL *exp_avg_sq, const double *scale, Task task,
-                 Pairs pairs, double *sums) {
+static void part(const REAL *const *columns, int64_t width, int64_t direction, Quotient quotient,
+                 Task task, Pairs pairs, double *sums) {
     REAL made[BLOCK];
     const REAL *at[MOST];
     memset(sums, 0, pairs.count * sizeof *sums);
     for (int64_t start = task.begin; start < task.end; start += BLOCK) {
         int64_t n = task.end - start < BLOCK ? task.end - start : BLOCK;
         for (int64_t c = 0; c < width; c++) at[c] = columns[c] ? columns[c] + start : NULL;
-        if (direction >= 0 && exp_avg) {
-            const REAL *m = exp_avg + start, *v = exp_avg_sq + start;
-            const REAL multiply = scale[0], add = scale[1];
-#pragma omp simd
-            for (int64_t i = 0; i < n; i++) made[i] = m[i] / (SQRT(v[i]) * multiply + add);
+        if (direction >= 0 && quotient.exp_avg) {
+            make(quotient, start, n, made);
             at[direction] = made;
         }
         for (int64_t k = 0; k < pairs.count; k++) {
@@ -56,8 +76,8 @@ static void part(const REAL *const *columns, int64_t width, int64_t direction,
 /* result[tensor][pair]. Returns 0, or 1 when there is no memory or the table is too wide. */
 int products(int64_t tensors, const int64_t *numel, int64_t width, const REAL *const *columns,
              int64_t direction, const REAL *const *exp_avg, const REAL *const *exp_avg_sq,
-             const double (*scale)[2], int64_t count, const int64_t (*pair_columns)[2],
-             double *result) {
+             const REAL *const *grad, const double (*numbers)[4], int64_t count,
+             const int64_t (*pair_columns)[2], double *result) {
     Pairs pairs = {count, pair_columns};
     int64_t number;
     Task *tasks = cut(tensors, numel, &number);
@@ -67,9 +87,12 @@ int products(int64_t tensors, const int64_t *numel, int64_t width, const REAL *c
 #pragma omp parallel for schedule(static) if (number > 1)
         for (int64_t k = 0; k < number; k++) {
             int64_t t = tasks[k].tensor;
-            part(columns + t * width, width, direction, direction < 0 ? NULL : exp_avg[t],
-                 direction < 0 ? NULL : exp_avg_sq[t], direction < 0 ? NULL : scale[t], tasks[k],
-                 pairs, sums + k * count);
+            Quotient quotient = {NULL};
+            if (direction >= 0)
+                quotient = (Quotient){exp_avg[t],    exp_avg_sq[t], grad[t],      numbers[t][0],
+                                      numbers[t][1], numbers[t][2], numbers[t][3]};
+            part(columns + t * width, width, direction, quotient, tasks[k], pairs,
+                 sums + k * count);
         }
         memset(result, 0, tensors * count * sizeof *result);
         for (int64_t k = 0; k < number; k++)

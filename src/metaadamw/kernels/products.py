@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import operator
 from collections.abc import Callable, Sequence
 
 import torch
@@ -15,6 +16,9 @@ from metaadamw.kernels.cpu import in_memory, library, pointer_array
 __all__ = ["tensor_products"]
 
 _MOST_COLUMNS = 8
+
+
+_EXP_AVG, _EXP_AVG_SQ, _GRAD = map(operator.attrgetter, ("exp_avg", "exp_avg_sq", "grad"))
 
 
 class _NotPlain(Exception):
@@ -46,16 +50,22 @@ def tensor_products(
     if len(columns) > _MOST_COLUMNS or (kernels := library(dtype)) is None:
         return None
     made = [i for i, column in enumerate(columns) if callable(column)]
-    direction, states, scales = -1, [0, 0], [0.0]
+    direction, states, scales = -1, [0, 0, 0], [0.0]
     try:
         if made:
             direction, column = made[0], columns[made[0]]
             if len(made) > 1 or not isinstance(column, Directions) or not column.plain:
                 return None
             quotients = [column.quotient(i) for i in range(len(numels))]
-            states = [_pointer(q and q.exp_avg, dtype) for q in quotients]
-            states += [_pointer(q and q.exp_avg_sq, dtype) for q in quotients]
-            scales = [x for q in quotients for x in ((q.multiply, q.add) if q else (0.0, 0.0))]
+            states = [
+                _pointer(q and tensor(q), dtype)
+                for tensor in (_EXP_AVG, _EXP_AVG_SQ, _GRAD)
+                for q in quotients
+            ]
+            nothing = (0.0, 0.0, 0.0, 0.0)
+            scales = [
+                x for q in quotients for x in ((q.multiply, q.add, *q.betas) if q else nothing)
+            ]
         pointers = [
             0 if callable(column) else _pointer(column[i], dtype)
             for i in range(len(numels))
@@ -63,7 +73,7 @@ def tensor_products(
         ]
     except _NotPlain:
         return None
-    count = len(pairs)
+    count, third = len(pairs), len(states) // 3
     result = torch.empty(len(numels), count, dtype=torch.float64)
     failed = kernels.products(
         ctypes.c_int64(len(numels)),
@@ -71,8 +81,7 @@ def tensor_products(
         ctypes.c_int64(len(columns)),
         pointer_array(pointers),
         ctypes.c_int64(direction),
-        pointer_array(states[: len(states) // 2]),
-        pointer_array(states[len(states) // 2 :]),
+        *(pointer_array(states[i * third : (i + 1) * third]) for i in range(3)),
         (ctypes.c_double * len(scales))(*scales),
         ctypes.c_int64(count),
         (ctypes.c_int64 * (2 * count))(*itertools.chain.from_iterable(pairs)),
