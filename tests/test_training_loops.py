@@ -30,6 +30,7 @@ STEPS = 10
 XAVIER = {"modulator": ModulatorConfig(init="xavier", layers=1)}
 ONLINE = {**XAVIER, "meta": MetaConfig(mode="online", lr=1e-2)}
 LOOKAHEAD = {**XAVIER, "meta": MetaConfig(every=2, lr=1e-2)}
+WINDOWS = {"meta": MetaConfig(mode="online", window=2), "modulator": ModulatorConfig(layers=0)}
 modes = pytest.mark.parametrize("options", [ONLINE, LOOKAHEAD], ids=["online", "lookahead"])
 
 
@@ -104,7 +105,7 @@ def test_the_scheduled_rate_is_what_is_modulated(options):
     assert_same([p.detach() for p in optimizer.param_groups[0]["params"]], before)
 
 
-@modes
+@pytest.mark.parametrize("options", [ONLINE, LOOKAHEAD, WINDOWS])
 @pytest.mark.parametrize("path", [{"foreach": False}, {"foreach": True}, {"fused": True}], ids=str)
 def test_lr_as_a_tensor(path, options):
     """Equal to the float up to rounding, also when a scheduler writes into the tensor."""
@@ -113,6 +114,9 @@ def test_lr_as_a_tensor(path, options):
         model, optimizer = make(lr=lr, **path, **options)
         model.eval()  # in training mode batch norm makes the bias before it a matter of rounding
         scheduled_run(optimizer, model, lr_scheduler.ExponentialLR(optimizer, 0.5))
+        if optimizer.meta_update_due:
+            assert meta_update(model, optimizer).applied
+            train(model, optimizer, range(2))
         assert all(isinstance(g["lr"], type(lr)) for g in optimizer.param_groups)
         return dict(model.state_dict())
 
