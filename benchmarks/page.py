@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks.contestants import ADAMW_BYTES, BASELINE
 from benchmarks.goals import GOALS, TITLES
 from benchmarks.gpu_page import gpu_section
+from benchmarks.limits import evaluations, limits
 from benchmarks.memory import REUSE, WIDE
 from benchmarks.meta_update import PASS, PRODUCTS
 from benchmarks.pictures import draw_growth, draw_steps
@@ -25,6 +26,7 @@ def write_page(cpu: Results, gpu: Results | None, path: Path) -> None:
     sections = (
         _introduction(cpu["environment"]),
         _goals(cpu),
+        limits(cpu),
         _step(cpu["step"]),
         _growth(cpu["step"]["growth"]),
         _meta_update(cpu["meta_update"]),
@@ -164,8 +166,7 @@ def _meta_update(section: Results) -> str:
         for name, row in section.items()
     ]
     forward, product = section["forward"]["passes"], section["gradient and product"]["passes"]
-    exact = 1 + product + 1 + forward
-    central = 4 + 1 + forward
+    exact, central = evaluations(section)
     return f"""## A meta-update
 
 Combined objective on MiniGPT, batches as in training. Floor: a gradient on B1 (1) and on B2 (1),

@@ -19,6 +19,9 @@ from benchmarks.models import (
     twins,
 )
 from metaadamw import MetaAdamW
+from metaadamw.directions import LastDirections
+from metaadamw.features import tensor_columns
+from metaadamw.online import ONLINE_PRODUCTS
 
 Section = dict[str, Any]
 
@@ -59,7 +62,12 @@ def on_model(quick: bool) -> Section:
     """Every contestant on MiniGPT."""
     groups = model_groups(mini_gpt(quick))
     rows = measure_steps(groups, for_model(), rounds=8 if quick else 160, seconds=30)
-    return {**sizes(groups), "rows": rows, "parts": [parts(groups, n, quick) for n in (8, 128)]}
+    return {
+        **sizes(groups),
+        "rows": rows,
+        "parts": [parts(groups, n, quick) for n in (8, 128)],
+        "online": online_parts(groups, quick),
+    }
 
 
 def parts(groups: ParamGroups, encoder_layers: int, quick: bool) -> Section:
@@ -85,6 +93,33 @@ def parts(groups: ParamGroups, encoder_layers: int, quick: bool) -> Section:
         ),
         **{name: asdict(timing) for name, timing in timings.items()},
     }
+
+
+def online_parts(groups: ParamGroups, quick: bool) -> Section:
+    """The same of an online step with two layers: what it reads, and what it does with it."""
+    (contestant,) = (c for c in for_model() if c.name == "MetaAdamW online, 2 layers")
+    optimizer = contestant.build(twins(groups))
+    assert isinstance(optimizer, MetaAdamW)
+    for _ in range(2):
+        optimizer.step()
+    learner = optimizer._learning
+    tokens, last = optimizer._tokens(), learner.last
+    assert last is not None
+    columns = {
+        **tensor_columns(tokens),
+        "direction": LastDirections(tokens, last, eps_inside_sqrt=False),
+    }
+    pairs = list(dict.fromkeys([*learner.products, *ONLINE_PRODUCTS]))
+    signals = torch.randn(2, len(groups)).unbind(0)
+    timings = side_by_side(
+        {
+            "step": optimizer.step,
+            "reading": lambda: learner.layout.products(columns, pairs),
+            "learning": lambda: learner._learn(last.features, *signals),
+        },
+        rounds=4 if quick else 60,
+    )
+    return {name: asdict(timing) for name, timing in timings.items()}
 
 
 def encoder_flops(groups: int, dim: int, hidden: int, encoder_layers: int) -> int:
