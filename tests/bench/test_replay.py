@@ -31,9 +31,9 @@ def recorded(tmp_path_factory):
     return directory
 
 
-def replayed(arm, directory, **changes):
+def replayed(arm, directory, seed=4, **changes):
     request = RunRequest(
-        task="digits", arm=arm, seed=4, max_steps=STEPS, changes={"window": FIRST, **changes}
+        task="digits", arm=arm, seed=seed, max_steps=STEPS, changes={"window": FIRST, **changes}
     )
     references = References(tuning=directory, matched_to=directory)
     task = get_task("digits").prepare()
@@ -82,6 +82,11 @@ def test_the_two_parts_make_the_whole(recorded):
     torch.testing.assert_close(apart.alpha.log().mean(1), torch.zeros(STEPS, dtype=torch.float64))
     assert shared.alpha.std(0).max() > 0.01
     assert apart.alpha.std(1).max() > 0.01
+
+
+def test_the_run_of_another_seed_is_refused(recorded):
+    with pytest.raises(ValueError, match="its seed is 4, not 5"):
+        replayed("replay-schedule", recorded, seed=5)
 
 
 def test_the_whole_replayed_is_the_run(recorded, tmp_path, monkeypatch):

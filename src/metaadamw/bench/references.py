@@ -86,11 +86,12 @@ def _followed(
 
 
 def _summary(directory: Path, arm: str, request: RunRequest) -> dict[str, Any]:
-    """The summary of a finished run of this arm on the same task."""
+    """The summary of a finished run of this arm on the same task, with the same seed."""
     summary = RunDirectory(directory).read_json(SUMMARY) or {}
     expected = {
         "task": request.task,
         "arm": arm,
+        "seed": request.seed,
         "protocol": request.protocol,
         "size": request.size,
         "ablation": None,
