@@ -51,8 +51,9 @@ def run(optimizer, params, steps, start=0):
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("path", [{}, {"foreach": True}, {"fused": True}], ids=str)
-@pytest.mark.parametrize("alpha_start", [1.0, 0.5])
-def test_scalars_follow_the_twin(seed, path, alpha_start):
+@pytest.mark.parametrize("start", [1.0, 0.5, "mean"], ids=str)
+def test_scalars_follow_the_twin(seed, path, start):
+    factors = {"mean_preserving": True} if start == "mean" else {"alpha_start": start}
     params = [nn.Parameter(p) for p in tensors(seed)]
     steps = 90  # windows grow from step 40 on
     history, alphas = train_in_windows(
@@ -63,9 +64,9 @@ def test_scalars_follow_the_twin(seed, path, alpha_start):
         lr=0.02,
         gain=2.0,
         alpha_range=2.0,
-        alpha_start=alpha_start,
+        **factors,
     )
-    optimizer = optimizer_of(params, replace(SCALARS, alpha_start=alpha_start), **path)
+    optimizer = optimizer_of(params, replace(SCALARS, **factors), **path)
     for step in range(steps):
         run(optimizer, params, 1, step)
         # Both sum in float64 in other orders; ninety steps amplify that a little.
@@ -76,7 +77,8 @@ def test_scalars_follow_the_twin(seed, path, alpha_start):
         torch.testing.assert_close(found.detach(), expected, rtol=1e-9, atol=0)
         for p, q in zip(params, history[step + 1], strict=True):
             torch.testing.assert_close(p.detach(), q, rtol=1e-9, atol=1e-11)
-    assert optimizer.modulation.alpha.sub(alpha_start).abs().min() > 1e-2
+    begin = factors.get("alpha_start", 1.0)
+    assert optimizer.modulation.alpha.sub(begin).abs().min() > 1e-2
     assert (optimizer.modulation.beta == 1).all()
 
 
@@ -272,6 +274,11 @@ def test_bad_windows_are_refused(arguments, message):
         ({"alpha_start": 0.4}, r"alpha_start must be in \[0.5, 1.5\], got 0.4"),
         ({"alpha_start": 0.5}, r"alpha_start must be within \(0.5, 1.5\), got 0.5"),
         ({"alpha_start": 0.75, "init": "xavier"}, "alpha_start must be 1 with init='xavier'"),
+        ({"mean_preserving": True}, "mean_preserving=True needs scale='log' and alpha_start=1"),
+        (
+            {"mean_preserving": True, "scale": "log", "alpha_start": 0.75},
+            "mean_preserving=True needs scale='log' and alpha_start=1, got .*0.75",
+        ),
         ({"layers": 0, "feature_gating": True}, "feature_gating must be False with layers=0"),
         ({"scale": "logarithmic"}, "scale must be one of"),
     ],

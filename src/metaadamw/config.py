@@ -102,6 +102,9 @@ class ModulatorConfig:
             r = alpha_range, so that halving is as far away as doubling; likewise for β.
         alpha_start: α at birth with ``init="identity"``, within its range. Below 1 it is a warm-up
             that lasts until what is learned ends it.
+        mean_preserving: with ``scale="log"``, the geometric mean of α over the groups stays 1
+            (ours): your learning rate and its schedule hold for all of them together, and α only
+            says how much of it goes where. Then α lies within e^±2·alpha_range.
         init: "identity" (output layer zero: α = β = 1 until something was learned) or "xavier"
             (paper).
         update_every: steps between two refreshes of α and β; they are held in between.
@@ -126,13 +129,14 @@ class ModulatorConfig:
     beta_range: float = 1.0
     scale: Literal["linear", "log"] = "linear"
     alpha_start: float = 1.0
+    mean_preserving: bool = False
     init: Literal["identity", "xavier"] = "identity"
     update_every: int = 1
 
     def __post_init__(self) -> None:
         """Validate every field."""
         check_choice("features", self.features, FEATURE_SETS)
-        for flag in ("second_moment_norm", "time_step", "feature_gating"):
+        for flag in ("second_moment_norm", "time_step", "feature_gating", "mean_preserving"):
             check_flag(flag, getattr(self, flag))
         check_count("layers", self.layers, 0)
         for count in ("heads", "hidden_dim", "update_every"):
@@ -153,6 +157,12 @@ class ModulatorConfig:
                 raise ValueError(
                     f"alpha_start must be within ({low}, {high}), got {self.alpha_start!r}"
                 )
+
+        if self.mean_preserving and (self.scale, self.alpha_start) != ("log", 1.0):
+            raise ValueError(
+                "mean_preserving=True needs scale='log' and alpha_start=1, got "
+                f"scale={self.scale!r}, alpha_start={self.alpha_start!r}"
+            )
 
     @property
     def alpha_limits(self) -> tuple[float, float]:
@@ -349,7 +359,9 @@ def paper_preset(task: str, *, as_run: bool = False) -> tuple[ModulatorConfig, M
     return ModulatorConfig(init="xavier", **modulator), MetaConfig(**meta)
 
 
-def windows_preset(*, layers: int = 0) -> tuple[ModulatorConfig, MetaConfig]:
+def windows_preset(
+    *, layers: int = 0, mean_preserving: bool = False
+) -> tuple[ModulatorConfig, MetaConfig]:
     """Online mode as the evidence has it: windows that grow, a factor for each group.
 
     Factors start at 0.5, a warm-up that ends when the signal says so, and stay within e^±4. Learns
@@ -359,6 +371,8 @@ def windows_preset(*, layers: int = 0) -> tuple[ModulatorConfig, MetaConfig]:
 
     Args:
         layers: of the Transformer; 0 learns the factors of the groups by themselves.
+        mean_preserving: for a learning rate with a schedule of your own: factors start at 1, and
+            their geometric mean stays there.
 
     Returns:
         The two configurations, to be given to ``MetaAdamW(..., modulator=, meta=)``.
@@ -371,6 +385,11 @@ def windows_preset(*, layers: int = 0) -> tuple[ModulatorConfig, MetaConfig]:
     Source: ``docs/evidence.md`` says how it was chosen and what it is worth.
     """
     modulator = ModulatorConfig(
-        features="scale_free", layers=layers, scale="log", alpha_range=4.0, alpha_start=0.5
+        features="scale_free",
+        layers=layers,
+        scale="log",
+        alpha_range=4.0,
+        alpha_start=1.0 if mean_preserving else 0.5,
+        mean_preserving=mean_preserving,
     )
     return modulator, MetaConfig(mode="online", window=75)

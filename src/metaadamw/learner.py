@@ -239,12 +239,11 @@ class Learner:
             features = self._finite(self._features(products))
             self.features = self._kept(self.features, features)
             if learns and windows is not None:
-                signal = above_lowest(
-                    window_signal(products, self.layout),
-                    self.last_modulation.alpha,
-                    lowest_log_alpha(self.config.alpha_start, self.steps, self.meta.window),
-                    gain=cast(float, self.meta.lr),
-                )
+                signal = window_signal(products, self.layout)
+                if not self.config.mean_preserving:  # else the mean cannot fall
+                    lowest = lowest_log_alpha(self.config.alpha_start, self.steps, self.meta.window)
+                    alpha, gain = self.last_modulation.alpha, cast(float, self.meta.lr)
+                    signal = above_lowest(signal, alpha, lowest, gain=gain)
                 self._learn(self.features, signal, torch.zeros_like(signal))
             factors: Modulation = self.modulator(self.features)
             old = self.modulation or (None,) * len(factors)

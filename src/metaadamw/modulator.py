@@ -103,6 +103,7 @@ class BaseModulator(nn.Module, ABC):
                   \lambda_{i,g} = \sigma(\lambda_{i,g}^{raw})
 
         On the log scale :math:`\alpha_g = \exp(r\tanh(\alpha_g^{raw}/r))`, r the range; likewise β.
+        With ``mean_preserving`` :math:`\alpha_g` is divided by its geometric mean over the groups.
 
         Args:
             features: shape [G, F].
@@ -117,9 +118,12 @@ class BaseModulator(nn.Module, ABC):
 
     def factors(self, raw: Tensor) -> Modulation:
         """Eqs. 7–9 from raw outputs, [G, 4]."""
-        alpha, beta, lambda1, lambda2 = raw.unbind(1)
+        alpha_raw, beta, lambda1, lambda2 = raw.unbind(1)
+        alpha = self._factor(alpha_raw, self.config.alpha_range)
+        if self.config.mean_preserving:
+            alpha = alpha / alpha.log().mean().exp()
         return Modulation(
-            alpha=self._factor(alpha, self.config.alpha_range),
+            alpha=alpha,
             beta=self._factor(beta, self.config.beta_range),
             lambda1=torch.sigmoid(lambda1),
             lambda2=torch.sigmoid(lambda2),

@@ -34,6 +34,7 @@ def train_in_windows(
     gain: float,
     alpha_range: float,
     alpha_start: float = 1.0,
+    mean_preserving: bool = False,
     weight_decay: float = 1e-2,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
@@ -60,6 +61,7 @@ def train_in_windows(
                 displacements.append([landings[g] - starts[-1][g] for g in groups])
             if len(displacements) > 1:
                 length = begins[len(starts)] - begins[len(starts) - 1]
+                cosines = []
                 for g in groups:
                     decay = rates[g] * length * weight_decay * theta[g]
                     root = (v[g] / (1 - betas[1] ** done)).sqrt() + eps
@@ -67,10 +69,17 @@ def train_in_windows(
                     lengths = s.norm() * d.norm()
                     cosine = float((s * d).sum() / lengths) if lengths > 0 else 0.0
                     lowest = alpha_start * min(1.0, window / (0.1 * done))
-                    cosine = min(cosine, math.log(alpha[g] / lowest) / gain)
+                    if not mean_preserving:
+                        cosine = min(cosine, math.log(alpha[g] / lowest) / gain)
+                    cosines.append(cosine)
+                for g in groups:
+                    # What all groups have in common would change nothing.
+                    common = sum(cosines) / len(cosines) if mean_preserving else 0.0
                     slope = 1 - math.tanh(raw[g] / alpha_range) ** 2  # of log alpha
-                    raw[g] -= gain * cosine * slope / (1 + DAMPING)
-                    alpha[g] = math.exp(alpha_range * math.tanh(raw[g] / alpha_range))
+                    raw[g] -= gain * (cosines[g] - common) * slope / (1 + DAMPING)
+                logs = [alpha_range * math.tanh(x / alpha_range) for x in raw]
+                mean = sum(logs) / len(logs) if mean_preserving else 0.0
+                alpha = [math.exp(x - mean) for x in logs]
             rates = [lr * a for a in alpha]
             starts.append(
                 [

@@ -276,6 +276,29 @@ ARMS = {
             modulated=True,
             decay_per_step=DECAY_PER_STEP,
         ),
+        Arm(
+            name="metaadamw-redistribution",
+            title="MetaAdamW, redistribution",
+            description=(
+                "metaadamw-scalars with factors whose geometric mean over the groups stays 1, "
+                "from the task's learning rate on and without a lower limit"
+            ),
+            build=optimizers.metaadamw,
+            settings=_library(*windows_preset(mean_preserving=True)),
+            modulated=True,
+            decay_per_step=DECAY_PER_STEP,
+        ),
+        Arm(
+            name="metaadamw-redistribution-cosine",
+            title="MetaAdamW, redistribution, cosine",
+            description=(
+                "metaadamw-redistribution, its learning rate falling to zero along half a cosine"
+            ),
+            build=optimizers.metaadamw_cosine,
+            settings=_library(*windows_preset(mean_preserving=True)),
+            modulated=True,
+            decay_per_step=DECAY_PER_STEP,
+        ),
         _replay("schedule", "the geometric mean over groups of the factors"),
         _replay("redistribution", "the factors, divided by their geometric mean over groups,"),
         Arm(
