@@ -11,7 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metaadamw import MetaAdamW, MetaConfig, ModulatorConfig, fine_grained_groups
+from metaadamw import (
+    MetaAdamW,
+    MetaConfig,
+    ModulatorConfig,
+    fine_grained_groups,
+    windows_preset,
+)
 from metaadamw.gauss_newton import DAMPING, gauss_newton
 from metaadamw.window import lowest_log_alpha, window_at
 from tests.reference.window import boundaries, train_in_windows
@@ -295,3 +301,19 @@ def test_alpha_starts_where_it_is_told(scale, layers):
     optimizer = MetaAdamW([torch.ones(3, requires_grad=True)], modulator=config)
     alpha = optimizer.modulator(torch.randn(1, len(optimizer.feature_names))).alpha
     assert alpha.item() == pytest.approx(0.75, abs=1e-6)
+
+
+@pytest.mark.parametrize("layers", [0, 1])
+def test_the_mean_stays_where_it_is(layers):
+    modulator, meta = windows_preset(layers=layers, mean_preserving=True)
+    params = [nn.Parameter(p) for p in tensors(0)]
+    optimizer = optimizer_of(params, modulator, replace(meta, window=WINDOW))
+    for step in range(60):
+        run(optimizer, params, 1, step)
+        alpha = optimizer.modulation.alpha
+        torch.testing.assert_close(alpha.log().mean(), alpha.new_zeros(()), rtol=0, atol=1e-14)
+    assert alpha.log().abs().max() > 0.1
+    alone = MetaAdamW(params, modulator=modulator, meta=replace(meta, window=WINDOW))
+    for step in range(20):
+        run(alone, params, 1, step)
+    assert (alone.modulation.alpha == 1).all()  # of a single group

@@ -1,7 +1,7 @@
 from tests.bench.report.synthetic import TASKS, change_json, write_run
 
 from metaadamw.bench.report.claims import claims
-from metaadamw.bench.report.collection import OURS, Collection
+from metaadamw.bench.report.collection import OURS, SCHEDULED, Collection
 from metaadamw.bench.report.paper import PAPER
 from metaadamw.bench.report.runs import read_runs
 
@@ -68,6 +68,19 @@ def test_claims_without_runs_have_no_data(tmp_path):
 def test_cut_runs_decide_nothing(tmp_path):
     write_run(tmp_path, "etth1", OURS, 0, max_steps=20)
     assert {claim.results[0].verdict for claim in judge(tmp_path)} == {"no data"}
+
+
+def test_claim_2_is_about_the_arm_for_schedules(tmp_path):
+    arms = (SCHEDULED, f"{OURS}-cosine", "adamw-tuned-cosine")
+    for task in PAPER:
+        for arm, shift in zip(arms, (3.0, -9.0, 0.0), strict=True):
+            for seed in range(10):
+                write_run(tmp_path, task, arm, seed, shift=shift)
+    (result,) = judge(tmp_path)[1].results
+    assert result.verdict == "reached"
+    assert f"{SCHEDULED} on average +" in result.detail
+    assert [line.split(":")[0] for line in result.evidence] == [*PAPER, *["not counted"] * 5]
+    assert result.evidence[-1].startswith(f"not counted: {OURS}-cosine, imdb: −")
 
 
 def test_claim_3(tmp_path):

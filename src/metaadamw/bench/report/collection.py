@@ -28,10 +28,12 @@ TUNED = "adamw-tuned"
 FAMILY = "metaadamw"
 OURS = "metaadamw-scalars"
 """The configuration that the claims are about."""
+SCHEDULED = "metaadamw-redistribution-cosine"
+"""The same for a learning rate that has a schedule."""
 
 # What a reader compares first stands first; other arms follow by name.
 _FIRST = (
-    *(OURS, f"{OURS}-cosine", "metaadamw-window"),
+    *(OURS, "metaadamw-redistribution", SCHEDULED, f"{OURS}-cosine", "metaadamw-window"),
     *("metaadamw", "metaadamw-online", "metaadamw-paper"),
     *(BASELINE, TUNED, "adamw-cosine", "adamw-tuned-cosine"),
 )
