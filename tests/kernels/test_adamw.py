@@ -124,6 +124,14 @@ def test_memory_in_another_order_is_left_to_torch(monkeypatch):
     assert all(map(torch.equal, ours, steps(channels_last(some_params()))))
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_kernel_on_one_thread_does_not_replace_torch_on_many(threads, monkeypatch):
+    monkeypatch.setattr("metaadamw.kernels.adamw.shares_threads", lambda: False)
+    torch.set_num_threads(threads)
+    done, _ = fused_adamw([a_token([5], torch.float32)], [1.0], [0.0])
+    assert done == (threads == 1 and vector_entries(torch.float32) is not None)
+
+
 def test_autograd_is_told():
     (param,) = params = [torch.nn.Parameter(torch.randn(5))]
     optimizer = MetaAdamW(params, fused=True)

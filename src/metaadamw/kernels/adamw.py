@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from metaadamw.kernels.cpu import in_memory, library, pointer_array
+from metaadamw.kernels.cpu import in_memory, library, pointer_array, shares_threads
 from metaadamw.tokens import Token
 
 __all__ = ["Written", "fused_adamw", "samples", "torch_fused_adamw", "vector_entries"]
@@ -108,9 +108,11 @@ def fused_adamw(
             state.steps.append(step)
             state.rules.append(rule)
         start += len(token.grads)
-    if not state.params or not (entries := vector_entries(state.params[0].dtype)):
+    one_thread = torch.get_num_threads() > 1 and not shares_threads()
+    if one_thread or not state.params:
         return False, None
-    if not state.plain:
+    entries = vector_entries(state.params[0].dtype)
+    if not entries or not state.plain:
         return False, None
     if not squares:
         state.update(entries)

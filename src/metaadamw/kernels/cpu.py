@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-__all__ = ["in_memory", "library", "pointer_array"]
+__all__ = ["in_memory", "library", "pointer_array", "shares_threads"]
 
 HERE = Path(__file__).parent
 SOURCES = ("products.c", "encoder.c", "adamw.c")
@@ -39,10 +39,7 @@ def library(dtype: torch.dtype) -> ctypes.CDLL | None:
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if dtype not in REALS or compiler is None or os.environ.get("METAADAMW_KERNELS") == "0":
         return None
-    # torch's own OpenMP runtime is loaded already and is found by its name: a second one would
-    # fight with it for the cores.
-    shared_runtime = (Path(torch.__file__).parent / "lib" / "libgomp.so.1").exists()
-    flags = [*FLAGS, f"-DREAL={REALS[dtype]}", "-fopenmp" if shared_runtime else "-fopenmp-simd"]
+    flags = [*FLAGS, f"-DREAL={REALS[dtype]}", "-fopenmp" if shares_threads() else "-fopenmp-simd"]
     try:
         return ctypes.CDLL(str(_compiled(compiler, flags)))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
@@ -53,6 +50,16 @@ def library(dtype: torch.dtype) -> ctypes.CDLL | None:
             stacklevel=2,
         )
         return None
+
+
+@functools.cache
+def shares_threads() -> bool:
+    """Whether the kernels run on torch's threads; else on one.
+
+    Its OpenMP runtime is loaded already and is found by its name: a second one would fight with it
+    for the cores.
+    """
+    return (Path(torch.__file__).parent / "lib" / "libgomp.so.1").exists()
 
 
 def _compiled(compiler: str, flags: list[str]) -> Path:
