@@ -132,6 +132,18 @@ def test_a_kernel_on_one_thread_does_not_replace_torch_on_many(threads, monkeypa
     assert done == (threads == 1 and vector_entries(torch.float32) is not None)
 
 
+@pytest.mark.parametrize("name", ["exp_avg", "exp_avg_sq"])
+def test_state_of_another_size_is_an_error(name):
+    params = some_params()
+    optimizer = MetaAdamW(params, fused=True)
+    for param in params:
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    optimizer.state[params[1]][name] = torch.zeros(3)
+    with pytest.raises((RuntimeError, ValueError), match=r"size|shape"):
+        optimizer.step()
+
+
 def test_autograd_is_told():
     (param,) = params = [torch.nn.Parameter(torch.randn(5))]
     optimizer = MetaAdamW(params, fused=True)

@@ -138,12 +138,23 @@ class _State(NamedTuple):
 
     @property
     def plain(self) -> bool:
-        """Whether all are nothing but memory, and of one precision."""
+        """Whether all are nothing but memory, and of one precision.
+
+        Raises:
+            ValueError: a gradient or moment of another size than its parameter.
+        """
         dtype = self.params[0].dtype
-        values = itertools.chain(self.params, self.grads, self.exp_avgs, self.exp_avg_sqs)
-        return all(t.dtype is dtype and in_memory(t) for t in values) and all(
-            step.dtype is torch.float32 and in_memory(step) for step in self.steps
-        )
+        for tensors in zip(self.params, self.grads, self.exp_avgs, self.exp_avg_sqs, strict=True):
+            size = tensors[0].numel()
+            for t in tensors:
+                if t.numel() != size:  # torch would read on
+                    raise ValueError(
+                        f"gradient and moments must have the shape of their parameter, "
+                        f"{tuple(tensors[0].shape)}, got {tuple(t.shape)}"
+                    )
+                if t.dtype is not dtype or not in_memory(t):
+                    return False
+        return all(step.dtype is torch.float32 and in_memory(step) for step in self.steps)
 
     def update(
         self,

@@ -22,13 +22,13 @@ _EXP_AVG, _EXP_AVG_SQ, _GRAD = map(operator.attrgetter, ("exp_avg", "exp_avg_sq"
 
 
 class _NotPlain(Exception):
-    """A tensor that is not simply memory of the right precision."""
+    """A tensor that is not simply memory of the right precision and size."""
 
 
-def _pointer(tensor: Tensor | None, dtype: torch.dtype) -> int:
+def _pointer(tensor: Tensor | None, numel: int, dtype: torch.dtype) -> int:
     if tensor is None:
         return 0
-    if tensor.dtype is not dtype or not in_memory(tensor):
+    if tensor.dtype is not dtype or tensor.numel() != numel or not in_memory(tensor):
         raise _NotPlain
     return tensor.data_ptr()
 
@@ -58,17 +58,17 @@ def tensor_products(
                 return None
             quotients = [column.quotient(i) for i in range(len(numels))]
             states = [
-                _pointer(q and tensor(q), dtype)
+                _pointer(q and tensor(q), numel, dtype)
                 for tensor in (_EXP_AVG, _EXP_AVG_SQ, _GRAD)
-                for q in quotients
+                for q, numel in zip(quotients, numels, strict=True)
             ]
             nothing = (0.0, 0.0, 0.0, 0.0)
             scales = [
                 x for q in quotients for x in ((q.multiply, q.add, *q.betas) if q else nothing)
             ]
         pointers = [
-            0 if callable(column) else _pointer(column[i], dtype)
-            for i in range(len(numels))
+            0 if callable(column) else _pointer(column[i], numel, dtype)
+            for i, numel in enumerate(numels)
             for column in columns
         ]
     except _NotPlain:
