@@ -29,6 +29,7 @@ MODULATOR = [
     ("second_moment_norm", NOT_FLAGS, [], "True or False"),
     ("time_step", NOT_FLAGS, [], "True or False"),
     ("feature_gating", NOT_FLAGS, [], "True or False"),
+    ("mean_preserving", NOT_FLAGS, [], "True or False"),
     ("layers", NOT_COUNTS, [-1], ">= 0"),
     ("heads", NOT_COUNTS, [0, -1], ">= 1"),
     ("hidden_dim", NOT_COUNTS, [0, -1], ">= 1"),
