@@ -2,7 +2,6 @@
 
 python -m benchmarks.report              # about ten minutes on two quiet cores
 python -m benchmarks.report --quick      # seconds, for a test; the numbers mean nothing
-python -m benchmarks.report --only step  # one section again, the others as they were
 python -m benchmarks.report --page-only  # the page again, from the numbers
 """
 
@@ -10,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,18 +37,16 @@ SECTIONS = {
 }
 
 
-def measure(quick: bool, sections: Iterable[str] = SECTIONS) -> dict[str, Any]:
-    """The sections in turn, under a progress bar."""
+def measure(quick: bool) -> dict[str, Any]:
+    """Every section in turn, under a progress bar."""
     results: dict[str, Any] = {"environment": environment() | {"quick": quick}}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn()) as progress:
         bars = {
             name: progress.add_task(name.replace("_", " "), total=section.UNITS, start=False)
             for name, section in SECTIONS.items()
-            if name in sections
         }
-        for name in bars:
-            section = SECTIONS[name]
+        for name, section in SECTIONS.items():
             progress.start_task(bars[name])
             results[name] = section.run(quick, _advance(progress, bars[name]))
             progress.update(bars[name], completed=section.UNITS)
@@ -66,7 +63,6 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="small sizes, few rounds")
-    parser.add_argument("--only", choices=SECTIONS, help="measure this section, keep the others")
     parser.add_argument("--page-only", action="store_true", help="measure nothing")
     parser.add_argument("--threads", type=int, help="threads of torch")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the numbers")
@@ -77,12 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
     path = options.results / "cpu.json"
     if not options.page_only:
         options.results.mkdir(parents=True, exist_ok=True)
-        if options.only:
-            old = json.loads(path.read_text())
-            results = {**old, options.only: measure(options.quick, [options.only])[options.only]}
-        else:
-            results = measure(options.quick)
-        path.write_text(json.dumps(rounded(results), indent=1) + "\n")
+        path.write_text(json.dumps(rounded(measure(options.quick)), indent=1) + "\n")
     gpu = options.results / "gpu.json"
     write_page(
         json.loads(path.read_text()),

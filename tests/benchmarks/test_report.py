@@ -48,16 +48,6 @@ def test_the_page_is_a_function_of_the_numbers(folder, tmp_path):
         assert (tmp_path / path).read_bytes() == (folder / path).read_bytes()
 
 
-def test_one_section_again(folder, tmp_path):
-    whole = (folder / "cpu.json").read_text()
-    (tmp_path / "cpu.json").write_text(whole)
-    where = ["--results", str(tmp_path), "--page", str(tmp_path / "page.md")]
-    report.main(["--quick", "--only", "meta_update", *where])
-    before, after = json.loads(whole), json.loads((tmp_path / "cpu.json").read_text())
-    assert before.keys() == after.keys()
-    assert [name for name in before if before[name] != after[name]] == ["meta_update"]
-
-
 def test_the_code_for_accelerators_runs_here(folder, tmp_path):
     arguments = ["--device", "cpu", "--tiny", "--results", str(tmp_path / "gpu.json")]
     assert gpu.main(arguments) == 0
