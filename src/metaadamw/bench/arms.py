@@ -95,6 +95,27 @@ def _library(
     }
 
 
+def _windows(
+    name: str,
+    title: str,
+    description: str,
+    build: Callable[[nn.Module, RunConfig], Stepper] = optimizers.metaadamw,
+    *,
+    layers: int = 0,
+    mean_preserving: bool = False,
+) -> Arm:
+    """An arm in windows."""
+    return Arm(
+        name=name,
+        title=title,
+        description=description,
+        build=build,
+        settings=_library(*windows_preset(layers=layers, mean_preserving=mean_preserving)),
+        modulated=True,
+        decay_per_step=DECAY_PER_STEP,
+    )
+
+
 def _paper(task: PreparedTask, *, as_run: bool = False) -> dict[str, Any]:
     """The paper's settings, meta-updates as often per epoch as there."""
     if get_task(task.name).paper is None:
@@ -242,19 +263,16 @@ ARMS = {
             settings=_library(ModulatorConfig(), MetaConfig(mode="online")),
             modulated=True,
         ),
-        Arm(
+        _windows(
             name="metaadamw-window",
             title="MetaAdamW, windows, attention",
             description=(
                 "metaadamw-scalars with the modulator, one layer, in place of a factor for each "
                 "group, moved by Gauss–Newton: whether attention earns its place"
             ),
-            build=optimizers.metaadamw,
-            settings=_library(*windows_preset(layers=1)),
-            modulated=True,
-            decay_per_step=DECAY_PER_STEP,
+            layers=1,
         ),
-        Arm(
+        _windows(
             name="metaadamw-scalars",
             title="MetaAdamW, windows",
             description=(
@@ -262,42 +280,30 @@ ARMS = {
                 "tenth of it, a factor for each group, no attention; "
                 f"a step decays the parameters by {DECAY_PER_STEP:g}"
             ),
-            build=optimizers.metaadamw,
-            settings=_library(*windows_preset(layers=0)),
-            modulated=True,
-            decay_per_step=DECAY_PER_STEP,
         ),
-        Arm(
+        _windows(
             name="metaadamw-scalars-cosine",
             title="MetaAdamW, windows, cosine",
             description="metaadamw-scalars, its learning rate falling to zero along half a cosine",
             build=optimizers.metaadamw_cosine,
-            settings=_library(*windows_preset(layers=0)),
-            modulated=True,
-            decay_per_step=DECAY_PER_STEP,
         ),
-        Arm(
+        _windows(
             name="metaadamw-redistribution",
             title="MetaAdamW, redistribution",
             description=(
                 "metaadamw-scalars with factors whose geometric mean over the groups stays 1, "
                 "from the task's learning rate on and without a lower limit"
             ),
-            build=optimizers.metaadamw,
-            settings=_library(*windows_preset(mean_preserving=True)),
-            modulated=True,
-            decay_per_step=DECAY_PER_STEP,
+            mean_preserving=True,
         ),
-        Arm(
+        _windows(
             name="metaadamw-redistribution-cosine",
             title="MetaAdamW, redistribution, cosine",
             description=(
                 "metaadamw-redistribution, its learning rate falling to zero along half a cosine"
             ),
             build=optimizers.metaadamw_cosine,
-            settings=_library(*windows_preset(mean_preserving=True)),
-            modulated=True,
-            decay_per_step=DECAY_PER_STEP,
+            mean_preserving=True,
         ),
         _replay("schedule", "the geometric mean over groups of the factors"),
         _replay("redistribution", "the factors, divided by their geometric mean over groups,"),
