@@ -18,7 +18,8 @@ __all__ = ["tensor_products"]
 _MOST_COLUMNS = 8
 
 
-_EXP_AVG, _EXP_AVG_SQ, _GRAD = map(operator.attrgetter, ("exp_avg", "exp_avg_sq", "grad"))
+_PARTS = tuple(map(operator.attrgetter, ("exp_avg", "exp_avg_sq", "grad")))
+"""Of a ``Quotient``, in the order of the kernel's arguments."""
 
 
 class _NotPlain(Exception):
@@ -50,7 +51,7 @@ def tensor_products(
     if len(columns) > _MOST_COLUMNS or (kernels := library(dtype)) is None:
         return None
     made = [i for i, column in enumerate(columns) if callable(column)]
-    direction, states, scales = -1, [0, 0, 0], [0.0]
+    direction, states, scales = -1, [[0], [0], [0]], [0.0]
     try:
         if made:
             direction, column = made[0], columns[made[0]]
@@ -58,9 +59,8 @@ def tensor_products(
                 return None
             quotients = [column.quotient(i) for i in range(len(numels))]
             states = [
-                _pointer(q and tensor(q), numel, dtype)
-                for tensor in (_EXP_AVG, _EXP_AVG_SQ, _GRAD)
-                for q, numel in zip(quotients, numels, strict=True)
+                [_pointer(q and part(q), n, dtype) for q, n in zip(quotients, numels, strict=True)]
+                for part in _PARTS
             ]
             nothing = (0.0, 0.0, 0.0, 0.0)
             scales = [
@@ -73,7 +73,7 @@ def tensor_products(
         ]
     except _NotPlain:
         return None
-    count, third = len(pairs), len(states) // 3
+    count = len(pairs)
     result = torch.empty(len(numels), count, dtype=torch.float64)
     failed = kernels.products(
         ctypes.c_int64(len(numels)),
@@ -81,7 +81,7 @@ def tensor_products(
         ctypes.c_int64(len(columns)),
         pointer_array(pointers),
         ctypes.c_int64(direction),
-        *(pointer_array(states[i * third : (i + 1) * third]) for i in range(3)),
+        *map(pointer_array, states),
         (ctypes.c_double * len(scales))(*scales),
         ctypes.c_int64(count),
         (ctypes.c_int64 * (2 * count))(*itertools.chain.from_iterable(pairs)),
