@@ -14,7 +14,7 @@ ADAMW_BYTES, STATISTICS_BYTES, ONLINE_BYTES = 28, 8, 16
 """Memory traffic of a step for a parameter: AdamW, and what statistics and the signal add."""
 
 STATISTICS, ONLINE_PRODUCTS = 5, 9
-"""Inner products of a step for a tensor, in mode "lookahead" and "online"; 2 FLOPs a parameter."""
+"""Inner products of a step for a tensor, in mode "lookahead" and "online"."""
 
 PASSES, FORWARDS = 5, 1
 """Of a meta-update, objective "combined", differences: with backward pass, and without."""
@@ -61,11 +61,6 @@ def meta_memory(model: Model, devices: int, sharded: bool) -> float:
 def step_traffic(model: Model, devices: int, sharded: bool, *, online: bool) -> float:
     """Bytes that a step moves in memory beyond AdamW's."""
     return (ONLINE_BYTES if online else STATISTICS_BYTES) * held(model, devices, sharded)
-
-
-def step_flops(model: Model, devices: int, sharded: bool, *, online: bool) -> float:
-    """Of the statistics."""
-    return 2 * (ONLINE_PRODUCTS if online else STATISTICS) * held(model, devices, sharded)
 
 
 def step_all_reduce(model: Model, sharded: bool, *, online: bool) -> int:
