@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from metaadamw import MetaAdamW, MetaConfig
+from metaadamw.evaluation import Evaluation
 from tests.training import Net, assert_same, batch, full_snapshot, loss_fn, make, meta_update
 from tests.twin import Problem, assert_close, expected_movement
 
@@ -150,24 +151,55 @@ def test_a_light_frozen_part_is_put_back() -> None:
     assert torch.equal(model.base.weight, before)
 
 
+SIZE = 200_000
+
+
+def kept() -> int:
+    """Storages of the size of the parameter, and not of an activation, that Python holds."""
+    tensors = [t for t in gc.get_objects() if type(t) in (Tensor, nn.Parameter)]
+    return len({t.untyped_storage().data_ptr() for t in tensors if t.shape == (SIZE, 1)})
+
+
+def large_model(hvp: str) -> tuple[nn.Module, MetaAdamW, list[Tensor]]:
+    model = nn.Sequential(nn.Linear(1, SIZE, bias=False)).double()
+    optimizer = MetaAdamW(model.parameters(), meta=MetaConfig(hvp=hvp))  # type: ignore[arg-type]
+    return model, optimizer, [torch.ones(1, 1, dtype=torch.float64)] * 3
+
+
+def fourth_power(model: nn.Module, inputs: Tensor) -> Tensor:
+    return model(inputs).square().square().mean()
+
+
 @pytest.mark.parametrize("hvp", ["exact", "finite_difference", "forward_difference"])
 def test_gradients_are_not_kept_beyond_their_inner_products(hvp: str) -> None:
     """Whenever the loss is evaluated, at most θ, the gradient on B1 and one more are kept."""
-    size = 200_000
-    model = nn.Sequential(nn.Linear(1, size, bias=False)).double()
-    optimizer = MetaAdamW(model.parameters(), meta=MetaConfig(hvp=hvp))  # type: ignore[arg-type]
-    data = [torch.ones(1, 1, dtype=torch.float64)] * 3
+    model, optimizer, data = large_model(hvp)
     alive: list[int] = []
 
     def loss(model: nn.Module, inputs: Tensor) -> Tensor:
-        tensors = [t for t in gc.get_objects() if type(t) in (Tensor, nn.Parameter)]
-        storages = {t.untyped_storage().data_ptr() for t in tensors if t.numel() == size}
-        alive.append(len(storages))
-        return model(inputs).square().square().mean()
+        alive.append(kept())
+        return fourth_power(model, inputs)
 
     assert optimizer.update_attention(model, loss, *data).applied
-    # The parameter itself, its copy at θ, the gradient on B1, and at most one gradient more.
+    # The parameter itself, its copy at θ, the gradient on B1, and at most one gradient more;
+    # in the end not even that.
     assert max(alive) <= 4
+    assert alive[-1] == 3
+
+
+def test_an_exact_product_keeps_the_graph_of_the_gradient_only(monkeypatch) -> None:
+    """Beside the parameter, θ and the gradient on B1: q, and not the gradient it is made of."""
+    model, optimizer, data = large_model("exact")
+    alive: list[int] = []
+    product = Evaluation.product
+
+    def watched(self: Evaluation, *arguments: Any) -> Any:
+        alive.append(kept())
+        return product(self, *arguments)
+
+    monkeypatch.setattr(Evaluation, "product", watched)
+    assert optimizer.update_attention(model, fourth_power, *data).applied
+    assert alive == [4]
 
 
 def test_meta_updates_are_repeatable() -> None:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 
 from metaadamw.evaluation import once_differentiable, twice_differentiable
 from metaadamw.lookahead import Lookahead, Term
@@ -120,18 +121,21 @@ def _exact(lookahead: Lookahead, batch2: Any) -> Term:
             raise NoSecondDerivative(_NEEDS.format("a kernel is marked once_differentiable"))
         means = evaluation.ranks.mean(evaluation.params, updated)
         alignment, reals, _ = _alignment(lookahead, means)
-        outputs, q = [], []
-        for g, output, new, old in zip(layout.groups, updated, reals, lookahead.grads, strict=True):
+        edges, q = [], []
+        for i, g in enumerate(layout.groups):
+            output, new, old = updated[i], reals[i], lookahead.grads[i]
             if output is None or new is None or not output.requires_grad:
                 continue
             vector = new * alignment.on_updated[g].to(new)
             if old is not None:
                 vector.addcmul_(old, alignment.on_original[g].to(new))
-            outputs.append(output)
+            edges.append(get_gradient_edge(output))
             q.append(torch.view_as_complex(vector) if output.is_complex() else vector)
+            updated[i] = means[i] = reals[i] = None  # only the graph of g′ is needed from here on
+        del output, new
         product: list[Tensor | None] = [None] * len(updated)
-        if outputs:  # none: the loss is linear in the parameters
-            product = evaluation.product(outputs, q)
+        if edges:  # none: the loss is linear in the parameters
+            product = evaluation.product(edges, q)
     return _term(lookahead, alignment, lookahead.along(product))
 
 
@@ -180,5 +184,6 @@ def _difference(lookahead: Lookahead, batch2: Any, *, central: bool) -> Term:
         base = lookahead.updated(i) if shifted[i] else None
         if base is not None:
             param.neg_().add_(base, alpha=2)
+        del base  # before the next pass
     minus = lookahead.along(evaluation.gradient("batch2", batch2)[1])
     return _term(lookahead, alignment, (plus - minus) / (2 * epsilon))

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaadamw.distributed import is_distributed, local_gradient
@@ -203,11 +204,11 @@ class Evaluation:
         return self._mean_loss(value, losses), self.ranks.mean(self.params, turned)
 
     def product(
-        self, gradients: Sequence[Tensor], vectors: Sequence[Tensor]
+        self, gradients: Sequence[GradientEdge], vectors: Sequence[Tensor]
     ) -> list[Tensor | None]:
-        """The Hessian, of which ``gradients`` keep the graph, times ``vectors``: the mean."""
+        """The Hessian times ``vectors``, through the graphs of ``gradients``: the mean."""
         trained = [p for p in self.params if p.requires_grad]
-        with full_precision(gradients[0].device):
+        with full_precision(vectors[0].device):
             found = iter(
                 torch.autograd.grad(gradients, trained, grad_outputs=vectors, allow_unused=True)
             )
