@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from metaadamw import MetaAdamW, MetaConfig, ModulatorConfig
+from metaadamw.meta_update import _finite
 from tests.training import (
     assert_same,
     backward,
@@ -228,3 +229,17 @@ def test_a_scaled_run_equals_an_unscaled_one(mode):
         return results(model, optimizer)
 
     assert_same(run(scaled=True), run(scaled=False))
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([1.0, -2.0], True),
+        ([], True),
+        ([3e38, 3e38], True),  # finite, though their sum is not
+        ([math.inf, -math.inf], False),
+        ([1.0, math.nan], False),
+    ],
+)
+def test_finite_numbers_are_told_from_their_sum(values: list[float], expected: bool) -> None:
+    assert _finite(None, torch.tensor(values)) is expected
