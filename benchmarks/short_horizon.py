@@ -19,13 +19,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from metaadamw import MetaAdamW, MetaConfig, ModulatorConfig
+from metaadamw import MetaAdamW, MetaConfig, ModulatorConfig, windows_preset
 
 ROOT = Path(__file__).parents[1]
 RATES = [10 ** (-3.5 + i / 6) for i in range(16)]
@@ -135,8 +136,22 @@ def best_adam(rates: list[float], steps: int, factor: Callable[[int], float]) ->
     return {"rate": rates[best], "loss": losses[best].item()}
 
 
-def in_windows(base: float, steps: int, seed: int) -> float:
-    """The final loss of MetaAdamW in windows, with a factor for each of the groups."""
+def presets() -> dict[str, tuple[ModulatorConfig, MetaConfig]]:
+    """``windows_preset``; each factor going its own way; and that from 0.5 on, as it was first."""
+    modulator, meta = windows_preset()
+    alone = replace(meta, mean_speed=1.0)
+    return {
+        "windows": (modulator, meta),
+        "mean_speed 1": (modulator, alone),
+        "first windows": (replace(modulator, alpha_start=0.5), alone),
+    }
+
+
+def in_windows(
+    preset: tuple[ModulatorConfig, MetaConfig], base: float, steps: int, seed: int
+) -> float:
+    """The final loss of MetaAdamW with a factor for each of the groups."""
+    modulator, meta = preset
     theta = torch.ones(DIMENSION, dtype=torch.float64)
     params = [nn.Parameter(part) for part in theta.chunk(GROUPS)]
     optimizer = MetaAdamW(
@@ -145,8 +160,8 @@ def in_windows(base: float, steps: int, seed: int) -> float:
         betas=BETAS,
         eps=EPS,
         weight_decay=0.0,
-        modulator=ModulatorConfig(layers=0, scale="log", alpha_range=4.0, alpha_start=0.5),
-        meta=MetaConfig(mode="online", window=75),
+        modulator=modulator,
+        meta=meta,
     )
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):
@@ -159,21 +174,26 @@ def in_windows(base: float, steps: int, seed: int) -> float:
     return loss(torch.cat([param.detach() for param in params])).item()
 
 
+def repeated(run: Callable[[int], float]) -> dict[str, float]:
+    """Mean and standard error over the seeds."""
+    losses = torch.tensor([run(seed) for seed in range(SEEDS)])
+    error = losses.std().item() / math.sqrt(SEEDS)
+    return {"loss": losses.mean().item(), "standard_error": error}
+
+
 def runs() -> dict[str, Any]:
     """Part 2: final losses, by length of the run."""
     found = {}
     for steps, rates in LENGTHS.items():
-        windows = {}
-        for base in BASES:
-            losses = torch.tensor([in_windows(base, steps, seed) for seed in range(SEEDS)])
-            windows[f"{base:g}"] = {
-                "loss": losses.mean().item(),
-                "standard_error": losses.std().item() / math.sqrt(SEEDS),
-            }
         found[str(steps)] = {
             "best constant rate": best_adam(rates, steps, lambda t: 1.0),
             "best linear decay": best_adam(rates, steps, lambda t, total=steps: 1 - t / total),
-            "windows, by base rate": windows,
+        } | {
+            f"{name}, by base rate": {
+                f"{base:g}": repeated(lambda seed: in_windows(preset, base, steps, seed))  # noqa: B023
+                for base in BASES
+            }
+            for name, preset in presets().items()
         }
     return found
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-import math
 from dataclasses import replace
 
 import pytest
@@ -19,7 +18,7 @@ from metaadamw import (
     windows_preset,
 )
 from metaadamw.gauss_newton import DAMPING, gauss_newton
-from metaadamw.window import lowest_log_alpha, window_at
+from metaadamw.window import window_at
 from tests.reference.window import boundaries, train_in_windows
 
 WINDOW = 4
@@ -57,9 +56,18 @@ def run(optimizer, params, steps, start=0):
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("path", [{}, {"foreach": True}, {"fused": True}], ids=str)
-@pytest.mark.parametrize("start", [1.0, 0.5, "mean"], ids=str)
-def test_scalars_follow_the_twin(seed, path, start):
-    factors = {"mean_preserving": True} if start == "mean" else {"alpha_start": start}
+@pytest.mark.parametrize(
+    ("factors", "speed"),
+    [
+        ({}, 1.0),
+        ({"alpha_start": 0.5}, 1.0),
+        ({}, 0.5),
+        ({}, 0.0),
+        ({"mean_preserving": True}, 0.5),
+    ],
+    ids=str,
+)
+def test_scalars_follow_the_twin(seed, path, factors, speed):
     params = [nn.Parameter(p) for p in tensors(seed)]
     steps = 90  # windows grow from step 40 on
     history, alphas = train_in_windows(
@@ -70,9 +78,11 @@ def test_scalars_follow_the_twin(seed, path, start):
         lr=0.02,
         gain=2.0,
         alpha_range=2.0,
+        mean_speed=speed,
         **factors,
     )
-    optimizer = optimizer_of(params, replace(SCALARS, **factors), **path)
+    modulator, meta = replace(SCALARS, **factors), replace(META, mean_speed=speed)
+    optimizer = optimizer_of(params, modulator, meta, **path)
     for step in range(steps):
         run(optimizer, params, 1, step)
         # Both sum in float64 in other orders; ninety steps amplify that a little.
@@ -99,27 +109,20 @@ def test_windows_grow(first):
         assert end - begin == max(first, begin // 10)
 
 
-def test_no_factor_falls_faster_than_the_steps_grow():
-    lowest = [math.exp(lowest_log_alpha(0.5, t, 75)) for t in (0, 75, 750, 1500, 7500)]
-    assert lowest == pytest.approx([0.5, 0.5, 0.5, 0.25, 0.05])
-
-
-@pytest.mark.parametrize("start", [1.0, 0.5])
-def test_a_rate_that_is_far_too_high_falls_to_the_lowest(start):
+@pytest.mark.parametrize("lr", [1e-4, 1.0])
+def test_a_rate_that_is_far_off_is_found(lr):
+    """From four orders of magnitude apart to within one."""
     params = [nn.Parameter(torch.ones(20, dtype=torch.float64))]
-    modulator = ModulatorConfig(layers=0, scale="log", alpha_range=4.0, alpha_start=start)
+    modulator = ModulatorConfig(layers=0, scale="log", alpha_range=10.0)
     optimizer = MetaAdamW(
-        params, lr=1.0, modulator=modulator, meta=MetaConfig(mode="online", window=WINDOW)
+        params, lr=lr, modulator=modulator, meta=MetaConfig(mode="online", window=WINDOW)
     )
     generator = torch.Generator().manual_seed(0)
-    for step in range(400):
+    for _ in range(1200):
         noise = torch.randn(20, generator=generator, dtype=torch.float64)
         params[0].grad = params[0].detach() + noise
         optimizer.step()
-        begin, _ = window_at(step, WINDOW)
-        lowest = math.exp(lowest_log_alpha(start, begin, WINDOW))
-        assert optimizer.modulation.alpha.item() >= lowest * (1 - 1e-12)
-    assert optimizer.modulation.alpha.item() < 1.5 * lowest
+    assert 1e-3 < lr * optimizer.modulation.alpha.item() < 1e-1
 
 
 def test_a_window_counts_its_own_gradients_only():

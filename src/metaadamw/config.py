@@ -199,6 +199,8 @@ class MetaConfig:
         window: mode "online": steps of the first window, later ones grow with the run
             (``window.py``); 1 compares consecutive steps. Above 1 it needs two more copies of the
             parameters, and should be well above :math:`1/(1-\beta_1)`: 75 is a good choice.
+        mean_speed: with a window: how far the mean of all groups' log factors follows its part of
+            the signal, from 0 to 1; the differences between groups follow theirs in full.
         optimizer: what moves the modulator; "sgd" (paper), "adam", or "gauss_newton" (ours, mode
             "online"): the smallest change of the modulator that moves its raw outputs by the
             signal times ``lr``. None: "sgd" in mode "lookahead"; in mode "online" "adam", with a
@@ -238,6 +240,7 @@ class MetaConfig:
     every: int = 100
     warmup_steps: int = 0
     window: int = 1
+    mean_speed: float = 1.0
     optimizer: Literal["sgd", "adam", "gauss_newton"] | None = None
     lr: float | None = None
     weight_decay: float = 1e-4
@@ -263,6 +266,9 @@ class MetaConfig:
         check_count("window", self.window, 1)
         if self.window > 1 and self.mode != "online":
             raise ValueError(f"window must be 1 in mode {self.mode!r}, got {self.window}")
+        check_number("mean_speed", self.mean_speed, 0.0, 1.0)
+        if self.window == 1 and self.mean_speed != 1:
+            raise ValueError(f"mean_speed must be 1 without a window, got {self.mean_speed!r}")
         if self.optimizer is None:
             online = "adam" if self.window == 1 else "gauss_newton"
             object.__setattr__(self, "optimizer", online if self.mode == "online" else "sgd")
@@ -364,15 +370,14 @@ def windows_preset(
 ) -> tuple[ModulatorConfig, MetaConfig]:
     """Online mode as the evidence has it: windows that grow, a factor for each group.
 
-    Factors start at 0.5, a warm-up that ends when the signal says so, and stay within e^±4. Learns
-    inside ``step()`` from the training gradients, every 75 steps and later ever more rarely, and
-    needs two more copies of the parameters. For runs of a thousand steps or more: in a shorter one
-    the first two windows, at half the learning rate, are too large a part.
+    Factors start at 1 and stay within e^±4; what they have in common moves at half the speed of
+    their differences. Learns inside ``step()`` from the training gradients, every 75 steps and
+    later ever more rarely, and needs two more copies of the parameters. For runs of a thousand
+    steps or more.
 
     Args:
         layers: of the Transformer; 0 learns the factors of the groups by themselves.
-        mean_preserving: for a learning rate with a schedule of your own: factors start at 1, and
-            their geometric mean stays there.
+        mean_preserving: for a learning rate with a schedule of your own: their mean stays 1.
 
     Returns:
         The two configurations, to be given to ``MetaAdamW(..., modulator=, meta=)``.
@@ -389,7 +394,7 @@ def windows_preset(
         layers=layers,
         scale="log",
         alpha_range=4.0,
-        alpha_start=1.0 if mean_preserving else 0.5,
         mean_preserving=mean_preserving,
     )
-    return modulator, MetaConfig(mode="online", window=75)
+    mean_speed = 1.0 if mean_preserving else 0.5
+    return modulator, MetaConfig(mode="online", window=75, mean_speed=mean_speed)

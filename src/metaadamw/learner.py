@@ -41,8 +41,6 @@ from metaadamw.uncertainty import PriorityUncertaintyWeighting
 from metaadamw.window import (
     WINDOW_PRODUCTS,
     Windows,
-    above_lowest,
-    lowest_log_alpha,
     window_at,
     window_signal,
 )
@@ -239,11 +237,7 @@ class Learner:
             features = self._finite(self._features(products))
             self.features = self._kept(self.features, features)
             if learns and windows is not None:
-                signal = window_signal(products, self.layout)
-                if not self.config.mean_preserving:  # else the mean cannot fall
-                    lowest = lowest_log_alpha(self.config.alpha_start, self.steps, self.meta.window)
-                    alpha, gain = self.last_modulation.alpha, cast(float, self.meta.lr)
-                    signal = above_lowest(signal, alpha, lowest, gain=gain)
+                signal = window_signal(products, self.layout, self.meta.mean_speed)
                 self._learn(self.features, signal, torch.zeros_like(signal))
             factors: Modulation = self.modulator(self.features)
             old = self.modulation or (None,) * len(factors)

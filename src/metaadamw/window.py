@@ -18,8 +18,9 @@ is negative as long as going on where the last window went would lower the loss.
 between windows, and two copies of the parameters.
 
 *Horizon.* A factor that is best for the next K steps is too low for the rest of the run: less noise
-now, less progress later. So K grows, to a tenth of the steps taken so far, and no factor falls
-faster than 1/t: the fastest power with which the sum of all steps still has no limit.
+now, less progress later. So K grows, to a tenth of the steps taken so far; and what all groups have
+in common, the part that this concerns, may follow the signal more slowly than the differences
+between groups do (``mean_speed``).
 
 Source: what this does on a quadratic with noise, for runs of two lengths and base learning rates
 over two orders of magnitude, is in ``benchmarks/short_horizon.py``.
@@ -27,7 +28,6 @@ over two orders of magnitude, is in ``benchmarks/short_horizon.py``.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -44,9 +44,7 @@ __all__ = [
     "WINDOW_KEYS",
     "WINDOW_PRODUCTS",
     "Windows",
-    "above_lowest",
     "create_window",
-    "lowest_log_alpha",
     "window_at",
     "window_signal",
 ]
@@ -77,16 +75,6 @@ def window_at(steps: int, first: int) -> tuple[int, int]:
     while end <= steps:
         begin, end = end, end + max(first, int(GROWTH * end))
     return begin, end
-
-
-def lowest_log_alpha(alpha_start: float, steps: int, first: int) -> float:
-    r"""Log of the lowest factor after so many steps: it falls no faster than 1/t.
-
-    .. math:: \alpha_g(t) \ge \alpha_{start}\min(1, t_0 / t)
-
-    with :math:`t_0` the step from which on windows grow.
-    """
-    return math.log(alpha_start) - math.log(max(1.0, GROWTH * steps / first))
 
 
 def create_window(entry: dict[str, Any], param: Tensor) -> None:
@@ -186,18 +174,24 @@ class Windows:
                 start.copy_(landing)
 
 
-def above_lowest(signal: Tensor, alpha: Tensor, lowest: float, *, gain: float) -> Tensor:
-    """The signal, as far as it asks for no factor below the lowest; all [G]."""
-    return torch.minimum(signal, (alpha.log() - lowest) / gain)
-
-
 @torch.no_grad()
-def window_signal(products: Mapping[Pair, Tensor], layout: Layout) -> Tensor:
-    r""":math:`\cos(S, D_{before})` of the groups' concatenated tensors, [G].
+def window_signal(
+    products: Mapping[Pair, Tensor], layout: Layout, mean_speed: float = 1.0
+) -> Tensor:
+    r""":math:`c_g - (1 - \kappa)\bar c` with :math:`c_g = \cos(S, D_{before})`, [G].
 
-    0 where nothing moved or no gradient came.
+    The cosine is that of the group's concatenated tensors. Where nothing moved or no gradient came
+    it is 0, and stays 0: such groups have no part in the mean :math:`\bar c`.
+
+    Args:
+        products: the ``WINDOW_PRODUCTS``.
+        layout: the layout of the groups.
+        mean_speed: :math:`\kappa`.
     """
     product, sum_square, displacement_square = (
         products[pair] @ layout.sum for pair in WINDOW_PRODUCTS
     )
-    return cosines(product, sum_square.sqrt(), displacement_square.sqrt())
+    signal = cosines(product, sum_square.sqrt(), displacement_square.sqrt())
+    told = signal != 0
+    mean = signal.sum() / told.sum().clamp_min(1)
+    return signal - (1 - mean_speed) * mean * told

@@ -7,9 +7,11 @@ from metaadamw import MetaAdamW, MetaConfig, paper_preset
 from metaadamw.bench.ablations import ABLATIONS
 from metaadamw.bench.arms import _PAPER_EPOCH, ARMS, get_arm
 from metaadamw.bench.config import DoesNotFit, RunRequest, resolve
+from metaadamw.bench.optimizers import lowest_log_alpha
 from metaadamw.bench.parallel import Workplace
 from metaadamw.bench.tasks import get_task, task_names
 from metaadamw.bench.trainer import Trainer
+from metaadamw.window import window_at
 
 EPOCH = 323  # of pydoc; digits has 9
 
@@ -236,6 +238,21 @@ def test_bf16_computes_in_bf16():
     assert rounded == pytest.approx(exact, rel=0.02)
     assert rounded != exact
     assert all(p.dtype == torch.float32 for p in run.model.parameters())
+
+
+@pytest.mark.parametrize("arm", ["metaadamw-scalars", "metaadamw-slow-mean"])
+def test_only_the_first_windows_have_a_lower_limit(arm):
+    same = {"modulator.alpha_start": 0.5, "meta.mean_speed": 1.0, "meta.window": 2}
+    run = trainer(arm, lr=1.0, epochs=10, changes=same)  # a rate that is far too high
+    room = []
+    for step in range(80):
+        begin, _ = window_at(step, 2)
+        run.train_step()
+        lowest = lowest_log_alpha(0.5, begin, 2)
+        room.append(run.optimizer.modulation.alpha.log().min().item() - lowest)
+    # What the damping of Gauss-Newton leaves to the limit, and float32.
+    assert (min(room) > -1e-6) == (arm == "metaadamw-scalars")
+    assert min(room) < 0.2
 
 
 def test_inverse_time_is_the_lower_limit_of_the_factors():

@@ -147,6 +147,20 @@ def test_a_run_that_is_done_is_not_repeated_and_another_is_not_overwritten(tmp_p
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
 
 
+def test_a_run_made_before_an_option_existed_is_one_with_its_default(tmp_path):
+    request = RunRequest(task="digits", arm="metaadamw", max_steps=3)
+    first = execute(request, tmp_path, QUIET)
+    path = tmp_path / "config.json"
+    saved = json.loads(path.read_text())
+    for key, part, option in (("old", "modulator", "mean_preserving"), ("older", "meta", "window")):
+        del saved["arm_settings"][part][option]
+        path.write_text(json.dumps({**saved, "key": key}))
+        assert execute(request, tmp_path, QUIET) == first
+    changed = RunRequest(task="digits", arm="metaadamw", max_steps=3, changes={"meta.every": 9})
+    with pytest.raises(ValueError, match="holds a run with another arm_settings"):
+        execute(changed, tmp_path, QUIET)
+
+
 def test_further_learning_rates(tmp_path):
     arms = ("adamw", "adamw-tuned", "prodigy")
     sweep = Sweep(tasks=("digits",), arms=arms, lr_factors=(0.25, 4.0))

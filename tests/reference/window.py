@@ -35,6 +35,7 @@ def train_in_windows(
     alpha_range: float,
     alpha_start: float = 1.0,
     mean_preserving: bool = False,
+    mean_speed: float = 1.0,
     weight_decay: float = 1e-2,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
@@ -68,13 +69,12 @@ def train_in_windows(
                     s, d = -(displacements[-1][g] + decay) * root, displacements[-2][g]
                     lengths = s.norm() * d.norm()
                     cosine = float((s * d).sum() / lengths) if lengths > 0 else 0.0
-                    lowest = alpha_start * min(1.0, window / (0.1 * done))
-                    if not mean_preserving:
-                        cosine = min(cosine, math.log(alpha[g] / lowest) / gain)
                     cosines.append(cosine)
+                told = [cosine for cosine in cosines if cosine != 0]
                 for g in groups:
-                    # What all groups have in common would change nothing.
-                    common = sum(cosines) / len(cosines) if mean_preserving else 0.0
+                    common = (1 - mean_speed) * sum(told) / max(len(told), 1) if cosines[g] else 0.0
+                    if mean_preserving:  # what all groups have in common would change nothing
+                        common = sum(cosines) / len(cosines)
                     slope = 1 - math.tanh(raw[g] / alpha_range) ** 2  # of log alpha
                     raw[g] -= gain * (cosines[g] - common) * slope / (1 + DAMPING)
                 logs = [alpha_range * math.tanh(x / alpha_range) for x in raw]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -30,6 +30,9 @@ TUNING_GRID = {"lr": (0.3, 1.0, 3.0, 10.0), "weight_decay": (1e-2, 1e-1)}
 
 DECAY_PER_STEP = 2e-4
 """Of our own arms: a weight decay of 0.1 on WikiText-2 and Multi30k, of 0.025 on CIFAR-10."""
+
+_FIRST_ALPHA = 0.5
+"""α at birth in windows as they were first."""
 
 # The paper's full batches per epoch, in whose units its presets count.
 _PAPER_EPOCH = {"etth1": 217, "wikitext2": 123, "multi30k": 454, "cifar10": 391, "imdb": 391}
@@ -99,10 +102,8 @@ def _windows(
     name: str,
     title: str,
     description: str,
+    preset: tuple[ModulatorConfig, MetaConfig],
     build: Callable[[nn.Module, RunConfig], Stepper] = optimizers.metaadamw,
-    *,
-    layers: int = 0,
-    mean_preserving: bool = False,
 ) -> Arm:
     """An arm in windows."""
     return Arm(
@@ -110,10 +111,16 @@ def _windows(
         title=title,
         description=description,
         build=build,
-        settings=_library(*windows_preset(layers=layers, mean_preserving=mean_preserving)),
+        settings=_library(*preset),
         modulated=True,
         decay_per_step=DECAY_PER_STEP,
     )
+
+
+def _first_preset(*, layers: int = 0) -> tuple[ModulatorConfig, MetaConfig]:
+    """What ``windows_preset`` was before ``mean_speed``."""
+    modulator, meta = windows_preset(layers=layers)
+    return replace(modulator, alpha_start=_FIRST_ALPHA), replace(meta, mean_speed=1.0)
 
 
 def _paper(task: PreparedTask, *, as_run: bool = False) -> dict[str, Any]:
@@ -152,8 +159,7 @@ def _tuned(task: PreparedTask) -> dict[str, Any]:
 
 
 def _inverse_time(task: PreparedTask) -> dict[str, Any]:
-    modulator, meta = windows_preset()
-    return {"alpha_start": modulator.alpha_start, "window": meta.window}
+    return {"alpha_start": _FIRST_ALPHA, "window": windows_preset()[1].window}
 
 
 def _matched(task: PreparedTask) -> dict[str, Any]:
@@ -264,46 +270,49 @@ ARMS = {
             modulated=True,
         ),
         _windows(
-            name="metaadamw-window",
-            title="MetaAdamW, windows, attention",
-            description=(
-                "metaadamw-scalars with the modulator, one layer, in place of a factor for each "
-                "group, moved by Gauss–Newton: whether attention earns its place"
-            ),
-            layers=1,
+            "metaadamw-slow-mean",
+            "MetaAdamW, windows",
+            "windows_preset: online with a horizon that grows with the run, from 75 steps to a "
+            "tenth of it, a factor for each group, no attention; the mean of the factors moves at "
+            "half the speed of their differences; "
+            f"a step decays the parameters by {DECAY_PER_STEP:g}",
+            windows_preset(),
         ),
         _windows(
-            name="metaadamw-scalars",
-            title="MetaAdamW, windows",
-            description=(
-                "windows_preset: online with a horizon that grows with the run, from 75 steps to a "
-                "tenth of it, a factor for each group, no attention; "
-                f"a step decays the parameters by {DECAY_PER_STEP:g}"
-            ),
+            "metaadamw-scalars",
+            "MetaAdamW, first windows",
+            "metaadamw-slow-mean as it was before: every factor goes its own way, from "
+            f"{_FIRST_ALPHA:g} on, and falls no faster than 1/t",
+            _first_preset(),
+            optimizers.first_windows,
         ),
         _windows(
-            name="metaadamw-scalars-cosine",
-            title="MetaAdamW, windows, cosine",
-            description="metaadamw-scalars, its learning rate falling to zero along half a cosine",
-            build=optimizers.metaadamw_cosine,
+            "metaadamw-scalars-cosine",
+            "MetaAdamW, first windows, cosine",
+            "metaadamw-scalars, its learning rate falling to zero along half a cosine",
+            _first_preset(),
+            optimizers.first_windows_cosine,
         ),
         _windows(
-            name="metaadamw-redistribution",
-            title="MetaAdamW, redistribution",
-            description=(
-                "metaadamw-scalars with factors whose geometric mean over the groups stays 1, "
-                "from the task's learning rate on and without a lower limit"
-            ),
-            mean_preserving=True,
+            "metaadamw-window",
+            "MetaAdamW, first windows, attention",
+            "metaadamw-scalars with the modulator, one layer, in place of a factor for each "
+            "group, moved by Gauss–Newton: whether attention earns its place",
+            _first_preset(layers=1),
+            optimizers.first_windows,
         ),
         _windows(
-            name="metaadamw-redistribution-cosine",
-            title="MetaAdamW, redistribution, cosine",
-            description=(
-                "metaadamw-redistribution, its learning rate falling to zero along half a cosine"
-            ),
-            build=optimizers.metaadamw_cosine,
-            mean_preserving=True,
+            "metaadamw-redistribution",
+            "MetaAdamW, redistribution",
+            "metaadamw-slow-mean with factors whose geometric mean over the groups stays 1",
+            windows_preset(mean_preserving=True),
+        ),
+        _windows(
+            "metaadamw-redistribution-cosine",
+            "MetaAdamW, redistribution, cosine",
+            "metaadamw-redistribution, its learning rate falling to zero along half a cosine",
+            windows_preset(mean_preserving=True),
+            optimizers.metaadamw_cosine,
         ),
         _replay("schedule", "the geometric mean over groups of the factors"),
         _replay("redistribution", "the factors, divided by their geometric mean over groups,"),

@@ -7,7 +7,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -112,6 +112,26 @@ class RunConfig:
     def as_json(self) -> dict[str, Any]:
         """What ``config.json`` holds."""
         return {**asdict(self), "version": __version__, "key": self.key}
+
+    def difference(self, saved: Mapping[str, Any]) -> str | None:
+        """The first field that a ``config.json`` has otherwise; None: it is this configuration.
+
+        What an older version did not know yet, it left at its default.
+        """
+        saved = {**saved, "arm_settings": _complete(saved.get("arm_settings") or {})}
+        own = json.loads(json.dumps(asdict(self)))
+        return next((name for name, value in own.items() if saved.get(name) != value), None)
+
+
+def _complete(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """An arm's settings with the defaults of what they do not mention."""
+    parts = {"modulator": ModulatorConfig, "meta": MetaConfig}
+    found = dict(settings)
+    for name, kind in parts.items():
+        if name in settings:
+            defaults = {f.name: f.default for f in fields(kind)}
+            found[name] = {**json.loads(json.dumps(defaults)), **settings[name]}
+    return found
 
 
 def resolve(request: RunRequest, task: PreparedTask, arm: Arm, processes: int = 1) -> RunConfig:

@@ -6,22 +6,25 @@ import importlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from metaadamw import MetaAdamW, MetaConfig, ModulatorConfig, fine_grained_groups
 from metaadamw.bench.config import RunConfig
 from metaadamw.bench.replay import schedule
-from metaadamw.window import lowest_log_alpha
+from metaadamw.window import GROWTH
 
 __all__ = [
     "Stepper",
     "adamw",
     "adamw_cosine",
     "adamw_inverse_time",
+    "first_windows",
+    "first_windows_cosine",
     "has_hidden_matrices",
+    "lowest_log_alpha",
     "metaadamw",
     "metaadamw_cosine",
     "muon",
@@ -98,7 +101,7 @@ def _cosine(total: int, step: int) -> float:
 
 
 def adamw_inverse_time(model: nn.Module, config: RunConfig) -> Stepper:
-    """AdamW at the lowest factors that windows allow, from the first step on."""
+    """AdamW at the lowest factors that the first windows allowed, from the first step on."""
     optimizer = _adamw(model.parameters(), config)
     start, first = config.arm_settings["alpha_start"], config.arm_settings["window"]
 
@@ -108,10 +111,20 @@ def adamw_inverse_time(model: nn.Module, config: RunConfig) -> Stepper:
     return Chain([optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lowest)])
 
 
+def lowest_log_alpha(alpha_start: float, steps: int, first: int) -> float:
+    r"""The lower limit of the first windows: from where windows grow on it falls like 1/t.
+
+    .. math:: \alpha_g(t) \ge \alpha_{start}\min(1, t_0 / t)
+    """
+    return math.log(alpha_start) - math.log(max(1.0, GROWTH * steps / first))
+
+
 def metaadamw_cosine(model: nn.Module, config: RunConfig) -> Stepper:
     """``metaadamw``, its learning rate as in ``adamw_cosine``."""
-    optimizer = metaadamw(model, config)
+    return _follow_cosine(metaadamw(model, config), config)
 
+
+def _follow_cosine(optimizer: MetaAdamW, config: RunConfig) -> MetaAdamW:
     def follow(*_: Any) -> None:
         # From the step alone: nothing that a checkpoint would have to hold.
         for group in optimizer.param_groups:
@@ -135,6 +148,26 @@ def metaadamw(model: nn.Module, config: RunConfig) -> MetaAdamW:
         total_steps=config.total_steps,
         seed=config.seed,
     )
+
+
+def first_windows(model: nn.Module, config: RunConfig) -> MetaAdamW:
+    """``metaadamw`` with a signal that asks for no factor below ``lowest_log_alpha``."""
+    optimizer = metaadamw(model, config)
+    learner = optimizer._learning
+    learn, start, meta = learner._learn, learner.config.alpha_start, learner.meta
+
+    def limited(features: Tensor, *signals: Tensor) -> None:
+        lowest = lowest_log_alpha(start, learner.steps, meta.window)
+        room = learner.last_modulation.alpha.log() - lowest
+        learn(features, torch.minimum(signals[0], room / cast(float, meta.lr)), *signals[1:])
+
+    learner._learn = limited  # type: ignore[method-assign]
+    return optimizer
+
+
+def first_windows_cosine(model: nn.Module, config: RunConfig) -> Stepper:
+    """``first_windows``, its learning rate as in ``adamw_cosine``."""
+    return _follow_cosine(first_windows(model, config), config)
 
 
 def replay(model: nn.Module, config: RunConfig) -> MetaAdamW:

@@ -87,19 +87,13 @@ def finished_summary(directory: Path, config: RunConfig) -> dict[str, Any] | Non
     before = run.read_json(CONFIG)
     if before is None:
         return None
-    if before.get("key") != config.key:
-        now = config.as_json()
-        other = next((k for k in now if k != "key" and before.get(k) != _plain(now[k])), "key")
+    if (name := config.difference(before)) is not None:
         raise ValueError(
-            f"{directory} holds a run with another {other} ({before.get(other)!r}, now "
-            f"{_plain(now.get(other))!r}): choose another directory or remove that one"
+            f"{directory} holds a run with another {name} ({before.get(name)!r}, now "
+            f"{getattr(config, name)!r}): choose another directory or remove that one"
         )
     summary = run.read_json(SUMMARY)
     return summary if summary and summary.get("status") == "finished" else None
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def execute(

@@ -55,7 +55,7 @@ def test_claim_1_wants_all_seeds_tasks_and_no_failures(tmp_path):
     change_json(run / "summary.json", status="failed", error="boom")
     (result,) = judge(tmp_path / "failed")[0].results
     assert result.verdict == "not reached"
-    assert "Runs of metaadamw-scalars that failed or diverged: 1." in result.detail
+    assert "Runs of metaadamw-slow-mean that failed or diverged: 1." in result.detail
 
 
 def test_claims_without_runs_have_no_data(tmp_path):
@@ -71,7 +71,7 @@ def test_cut_runs_decide_nothing(tmp_path):
 
 
 def test_claim_2_is_about_the_arm_for_schedules(tmp_path):
-    arms = (SCHEDULED, f"{OURS}-cosine", "adamw-tuned-cosine")
+    arms = (SCHEDULED, "metaadamw-scalars-cosine", "adamw-tuned-cosine")
     for task in PAPER:
         for arm, shift in zip(arms, (3.0, -9.0, 0.0), strict=True):
             for seed in range(10):
@@ -80,7 +80,7 @@ def test_claim_2_is_about_the_arm_for_schedules(tmp_path):
     assert result.verdict == "reached"
     assert f"{SCHEDULED} on average +" in result.detail
     assert [line.split(":")[0] for line in result.evidence] == [*PAPER, *["not counted"] * 5]
-    assert result.evidence[-1].startswith(f"not counted: {OURS}-cosine, imdb: −")
+    assert result.evidence[-1].startswith("not counted: metaadamw-scalars-cosine, imdb: −")
 
 
 def test_claim_3(tmp_path):
@@ -96,7 +96,7 @@ def test_claim_3(tmp_path):
     # From 100 to 100 ∓ 8 at most for AdamW, from 100 ∓ 0.5 to 100 ∓ 3: within a half.
     assert (result.verdict, result.detail) == ("reached", "holds on 5 of 5 tasks.")
     assert result.evidence[0] == (
-        "etth1: metaadamw-scalars loses up to 2.49 %, AdamW up to 8.00 % over learning rates "
+        "etth1: metaadamw-slow-mean loses up to 2.49 %, AdamW up to 8.00 % over learning rates "
         "0.00025 … 0.004"
     )
 
@@ -106,7 +106,7 @@ def test_claim_4_counts_meta_updates_as_time(tmp_path):
     (result,) = judge(tmp_path)[3].results
     # 3.5 % more for a step, and on top of it a tenth for meta-updates.
     assert result.verdict == "not reached"
-    for run in tmp_path.glob("clean-small/*/metaadamw-scalars/*"):
+    for run in tmp_path.glob("clean-small/*/metaadamw-slow-mean/*"):
         seconds = {"train": 0.1, "meta": 0.0, "evaluation": 0, "logging": 0, "total": 1}
         change_json(run / "summary.json", seconds=seconds)
     (result,) = judge(tmp_path)[3].results

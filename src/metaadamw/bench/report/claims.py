@@ -19,7 +19,7 @@ _TASKS_BETTER = 4
 _MOST_OVERHEAD = 0.03
 _MOST_OF_ADAMWS_LOSS = 0.5
 _COSINE, _TUNED_COSINE = "adamw-cosine", "adamw-tuned-cosine"
-_TWICE_ANNEALED = f"{OURS}-cosine"
+_TWICE_ANNEALED = "metaadamw-scalars-cosine"
 
 
 def claims(collections: Sequence[Collection]) -> list[Verdict]:

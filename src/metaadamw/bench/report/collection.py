@@ -26,21 +26,22 @@ __all__ = [
 BASELINE = "adamw"
 TUNED = "adamw-tuned"
 FAMILY = "metaadamw"
-OURS = "metaadamw-scalars"
+OURS = "metaadamw-slow-mean"
 """The configuration that the claims are about."""
 SCHEDULED = "metaadamw-redistribution-cosine"
 """The same for a learning rate that has a schedule."""
 
 # What a reader compares first stands first; other arms follow by name.
 _FIRST = (
-    *(OURS, "metaadamw-redistribution", SCHEDULED, f"{OURS}-cosine", "metaadamw-window"),
+    *(OURS, "metaadamw-redistribution", SCHEDULED),
+    *("metaadamw-scalars", "metaadamw-scalars-cosine", "metaadamw-window"),
     *("metaadamw", "metaadamw-online", "metaadamw-paper"),
     *(BASELINE, TUNED, "adamw-cosine", "adamw-tuned-cosine"),
 )
 
 # What other authors propose, or what tells learning from chance: to be beaten.
 _BASELINES_ONLY = ("metaadamw-as-run", "metaadamw-random")
-_CONTROLS = (OURS, "metaadamw-paper", *_BASELINES_ONLY)
+_CONTROLS = (OURS, "metaadamw-scalars", "metaadamw-paper", *_BASELINES_ONLY)
 
 
 def arm_order(arm: str) -> tuple[int, str]:
