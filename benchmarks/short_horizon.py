@@ -137,13 +137,11 @@ def best_adam(rates: list[float], steps: int, factor: Callable[[int], float]) ->
 
 
 def presets() -> dict[str, tuple[ModulatorConfig, MetaConfig]]:
-    """``windows_preset``; each factor going its own way; and that from 0.5 on, as it was first."""
+    """``windows_preset``, and the same with every factor going its own way."""
     modulator, meta = windows_preset()
-    alone = replace(meta, mean_speed=1.0)
     return {
         "windows": (modulator, meta),
-        "mean_speed 1": (modulator, alone),
-        "first windows": (replace(modulator, alpha_start=0.5), alone),
+        "windows, mean_speed 1": (modulator, replace(meta, mean_speed=1.0)),
     }
 
 
