@@ -279,6 +279,13 @@ ARMS = {
             windows_preset(),
         ),
         _windows(
+            "metaadamw-slow-mean-cosine",
+            "MetaAdamW, windows, cosine",
+            "metaadamw-slow-mean, its learning rate falling to zero along half a cosine",
+            windows_preset(),
+            optimizers.metaadamw_cosine,
+        ),
+        _windows(
             "metaadamw-scalars",
             "MetaAdamW, first windows",
             "metaadamw-slow-mean as it was before: every factor goes its own way, from "
