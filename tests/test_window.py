@@ -320,3 +320,20 @@ def test_the_mean_stays_where_it_is(layers):
     for step in range(20):
         run(alone, params, 1, step)
     assert (alone.modulation.alpha == 1).all()  # of a single group
+
+
+@pytest.mark.parametrize("speed", [0.0, 0.5, 1.0])
+def test_a_group_without_gradients_has_no_part_in_the_mean(speed):
+    params = [nn.Parameter(p) for p in tensors(0)]
+    idle = nn.Parameter(torch.ones(3, dtype=torch.float64))
+    meta = replace(META, mean_speed=speed)
+    alone, together = optimizer_of(params, meta=meta), optimizer_of([*params, idle], meta=meta)
+    for optimizer in (alone, together):
+        start = [p.detach().clone() for p in params]
+        run(optimizer, params, 60)
+        for p, q in zip(params, start, strict=True):
+            p.data.copy_(q)
+    alpha = together.modulation.alpha
+    assert alpha[-1] == 1
+    assert torch.equal(alpha[:-1], alone.modulation.alpha)
+    assert (alpha[:-1] - 1).abs().min() > 1e-3
