@@ -60,8 +60,8 @@ def _memory(results: Results) -> str:
 - **Memory.** An exact product, the default, keeps the graph of a gradient, with all activations of
   forward and backward pass: {peaks[0]:.2f} × training on the worst of the five tasks against
   {peaks[1]:.2f} × with central differences (`hvp="finite_difference"`, which the paper's presets
-  take); and where parameters dominate {graph:.1f} P more. The three copies that differences need are
-  θ, the gradient on B1 and that of a pass."""
+  take); and where parameters dominate {graph:.1f} P more. The three copies that differences need
+  are θ, the gradient on B1 and that of a pass."""
 
 
 def _epochs(tasks: Results) -> str:
