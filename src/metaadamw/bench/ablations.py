@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from metaadamw.bench.config import DoesNotFit
 
 if TYPE_CHECKING:
-    from metaadamw.bench.arms import Arm
+    from metaadamw.bench.arm import Arm
 
 __all__ = ["ABLATIONS", "Ablation", "ablate"]
 

@@ -1,26 +1,22 @@
-"""The optimizers that are compared; adding one is an ``Arm`` in the list below.
-
-An arm is a function that makes its optimizer, and the settings that this function reads: plain
-values that stand in ``config.json``, that an ablation changes, and that fix the result.
-"""
+"""The optimizers that are compared; adding one is an ``Arm`` in the list below."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from torch import nn
 
 from metaadamw import MetaConfig, ModulatorConfig, paper_preset, windows_preset
 from metaadamw.bench import optimizers
+from metaadamw.bench.arm import Arm
 from metaadamw.bench.config import RunConfig
 from metaadamw.bench.optimizers import Stepper
 from metaadamw.bench.replay import Part
 from metaadamw.bench.tasks import PreparedTask, get_task
 
-__all__ = ["ARMS", "TUNING_GRID", "TUNING_SEED", "Arm", "get_arm"]
+__all__ = ["ARMS", "TUNING_GRID", "TUNING_SEED", "get_arm"]
 
 TUNING_SEED = 1000
 """What tuned arms are tuned on: a seed that no reported run may have."""
@@ -36,54 +32,6 @@ _FIRST_ALPHA = 0.5
 
 # The paper's full batches per epoch, in whose units its presets count.
 _PAPER_EPOCH = {"etth1": 217, "wikitext2": 123, "multi30k": 454, "cifar10": 391, "imdb": 391}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Arm:
-    """An optimizer as it takes part in a comparison.
-
-    Attributes:
-        name: the arm's name on the command line.
-        title: the arm in a few words, for tables and pictures.
-        description: what exactly runs, with every setting that is not the task's.
-        build: ``build(model, config)`` returns the optimizer.
-        settings: ``settings(task)`` returns what ``build`` reads from ``config.arm_settings``.
-        modulated: whether it is MetaAdamW: then ablations fit, and the ``paper`` protocol gives
-            it the epochs that its authors gave it.
-        lr: learning rate instead of the task's.
-        decay_per_step: ηλ, the share of the parameters that a step takes off at α = β = 1, instead
-            of the task's λ: the same whatever the learning rate is.
-        requires: the package that it comes from, if that is not torch.
-        tunes: the arm whose learning rate and weight decay are tuned first.
-        matches: the arm whose mean α multiplies the learning rate, or whose factors are replayed.
-        fits: ``fits(model)`` tells whether there is anything in the model that sets it apart.
-    """
-
-    name: str
-    title: str
-    description: str
-    build: Callable[[nn.Module, RunConfig], Stepper] = optimizers.adamw
-    settings: Callable[[PreparedTask], dict[str, Any]] = lambda task: {}
-    modulated: bool = False
-    lr: float | None = None
-    decay_per_step: float | None = None
-    requires: str | None = None
-    tunes: str | None = None
-    matches: str | None = None
-    fits: Callable[[nn.Module], bool] = lambda model: True
-
-    @property
-    def chooses_lr(self) -> bool:
-        """Whether its learning rate is neither the task's nor one that is asked for."""
-        return not (self.lr is None and self.tunes is None and self.matches is None)
-
-    def check_installed(self) -> None:
-        """Raise ``ValueError`` if the arm needs something that is not installed."""
-        package = self.requires
-        if package and importlib.util.find_spec(package) is None:
-            raise ValueError(
-                f"arm {self.name} needs the package {package}: pip install 'metaadamw[peers]'"
-            )
 
 
 def _library(
@@ -286,6 +234,13 @@ ARMS = {
             optimizers.metaadamw_cosine,
         ),
         _windows(
+            "metaadamw-slow-mean-attention",
+            "MetaAdamW, windows, attention",
+            "metaadamw-slow-mean with the modulator, one layer, in place of a factor for each "
+            "group, moved by Gauss–Newton: whether attention earns its place",
+            windows_preset(layers=1),
+        ),
+        _windows(
             "metaadamw-scalars",
             "MetaAdamW, first windows",
             "metaadamw-slow-mean as it was before: every factor goes its own way, from "
@@ -304,7 +259,7 @@ ARMS = {
             "metaadamw-window",
             "MetaAdamW, first windows, attention",
             "metaadamw-scalars with the modulator, one layer, in place of a factor for each "
-            "group, moved by Gauss–Newton: whether attention earns its place",
+            "group, moved by Gauss–Newton",
             _first_preset(layers=1),
             optimizers.first_windows,
         ),

@@ -16,7 +16,7 @@ from metaadamw import MetaConfig, ModulatorConfig, __version__
 from metaadamw.bench.tasks import PreparedTask, Protocol, Size
 
 if TYPE_CHECKING:
-    from metaadamw.bench.arms import Arm
+    from metaadamw.bench.arm import Arm
 
 __all__ = ["DoesNotFit", "Precision", "RunConfig", "RunRequest", "resolve"]
 

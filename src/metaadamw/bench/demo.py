@@ -22,7 +22,8 @@ from rich.progress import (
 from rich.table import Table
 
 from metaadamw import MetaConfig, __version__
-from metaadamw.bench.arms import Arm, get_arm
+from metaadamw.bench.arm import Arm
+from metaadamw.bench.arms import get_arm
 from metaadamw.bench.picture import draw
 from metaadamw.bench.summary import Summary, summarise
 from metaadamw.bench.tasks import PreparedTask, Task

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import NDArray
 
-from metaadamw.bench.arms import Arm
+from metaadamw.bench.arm import Arm
 from metaadamw.bench.summary import BASELINE, summarise
 from metaadamw.bench.tasks import Task
 from metaadamw.bench.train import Run

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from metaadamw.bench.arms import TUNING_GRID, TUNING_SEED, Arm, get_arm
+from metaadamw.bench.arm import Arm
+from metaadamw.bench.arms import TUNING_GRID, TUNING_SEED, get_arm
 from metaadamw.bench.config import RunRequest
 from metaadamw.bench.replay import recorded_factors
 from metaadamw.bench.run_directory import MODULATION, SUMMARY, RunDirectory

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from metaadamw import MetaAdamW, __version__
-from metaadamw.bench.arms import Arm, get_arm
+from metaadamw.bench.arm import Arm
+from metaadamw.bench.arms import get_arm
 from metaadamw.bench.config import RunConfig, RunRequest, resolve
 from metaadamw.bench.environment import environment
 from metaadamw.bench.parallel import Workplace, processes

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from metaadamw import MetaAdamW, Recorder
-from metaadamw.bench.arms import Arm
+from metaadamw.bench.arm import Arm
 from metaadamw.bench.config import RunRequest, resolve
 from metaadamw.bench.parallel import Workplace
 from metaadamw.bench.tasks import PreparedTask

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from metaadamw import MetaAdamW, MetaUpdate
-from metaadamw.bench.arms import Arm
+from metaadamw.bench.arm import Arm
 from metaadamw.bench.config import RunConfig
 from metaadamw.bench.parallel import Workplace
 from metaadamw.bench.seconds import Seconds

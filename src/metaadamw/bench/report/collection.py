@@ -33,7 +33,7 @@ SCHEDULED = "metaadamw-redistribution-cosine"
 
 # What a reader compares first stands first; other arms follow by name.
 _FIRST = (
-    *(OURS, "metaadamw-redistribution", SCHEDULED),
+    *(OURS, f"{OURS}-cosine", f"{OURS}-attention", "metaadamw-redistribution", SCHEDULED),
     *("metaadamw-scalars", "metaadamw-scalars-cosine", "metaadamw-window"),
     *("metaadamw", "metaadamw-online", "metaadamw-paper"),
     *(BASELINE, TUNED, "adamw-cosine", "adamw-tuned-cosine"),
