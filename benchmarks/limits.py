@@ -45,8 +45,13 @@ def _meta_updates(section: Results) -> str:
     ours = [passes - least for passes, least in zip(measured, alone, strict=True)]
     return f"""\
 - **Meta-updates.** The evaluations alone, without any optimizer, take {alone[0]:.2f} passes (exact)
-  and {alone[1]:.2f} (central); {ours[0]:.2f} and {ours[1]:.2f} are added. An exact product runs
+  and {alone[1]:.2f} (central), sums of medians; the meta-updates take {_signed(ours[0])} and
+  {_signed(ours[1])} beside that, which includes the noise of both. An exact product runs
   through kernels that can be differentiated twice, which cost the model itself more."""
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")
 
 
 def _memory(results: Results) -> str:

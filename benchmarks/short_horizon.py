@@ -20,6 +20,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -188,8 +189,7 @@ def runs() -> dict[str, Any]:
             "best linear decay": best_adam(rates, steps, lambda t, total=steps: 1 - t / total),
         } | {
             f"{name}, by base rate": {
-                f"{base:g}": repeated(lambda seed: in_windows(preset, base, steps, seed))  # noqa: B023
-                for base in BASES
+                f"{base:g}": repeated(partial(in_windows, preset, base, steps)) for base in BASES
             }
             for name, preset in presets().items()
         }
