@@ -111,7 +111,7 @@ def test_windows_grow(first):
 
 @pytest.mark.parametrize("lr", [1e-4, 1.0])
 def test_a_rate_that_is_far_off_is_found(lr):
-    """From four orders of magnitude apart to within one."""
+    """From four orders of magnitude apart to within two."""
     params = [nn.Parameter(torch.ones(20, dtype=torch.float64))]
     modulator = ModulatorConfig(layers=0, scale="log", alpha_range=10.0)
     optimizer = MetaAdamW(

@@ -175,9 +175,7 @@ class Windows:
 
 
 @torch.no_grad()
-def window_signal(
-    products: Mapping[Pair, Tensor], layout: Layout, mean_speed: float = 1.0
-) -> Tensor:
+def window_signal(products: Mapping[Pair, Tensor], layout: Layout, mean_speed: float) -> Tensor:
     r""":math:`c_g - (1 - \kappa)\bar c` with :math:`c_g = \cos(S, D_{before})`, [G].
 
     The cosine is that of the group's concatenated tensors. Where nothing moved or no gradient came
