@@ -345,3 +345,46 @@ def test_paths_agree_where_alpha_is_not_one(path: str, capturable: bool) -> None
     for a, b in zip(own, other, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=tolerance)
     assert not torch.equal(first.modulation.alpha, torch.ones(1, dtype=torch.float64))
+
+
+DOUBLE = {"dtype": torch.float64}
+ORDERS: dict[str, tuple[Callable[[], torch.Tensor], Callable[[torch.Tensor], torch.Tensor]]] = {
+    "gradient transposed": (lambda: torch.randn(6, 4, **DOUBLE), lambda g: g.T.contiguous().T),
+    "parameter transposed": (lambda: torch.randn(4, 6, **DOUBLE).T, lambda g: g),
+    "channels last": (
+        lambda: torch.randn(2, 3, 4, 5, **DOUBLE).to(memory_format=torch.channels_last),
+        lambda g: g.contiguous(),
+    ),
+    "columns of a wider matrix": (lambda: torch.randn(6, 8, **DOUBLE)[:, 2:5], lambda g: g),
+}
+
+
+@path
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("mode", ["off", "online"])
+def test_tensors_in_different_orders(path: dict[str, Any], order: str, mode: str) -> None:
+    """torch's fused kernel, left to itself, mixes up their entries and writes between them."""
+    make, reorder = ORDERS[order]
+    torch.manual_seed(0)
+    param = nn.Parameter(make())
+    twin = nn.Parameter(param.detach().clone(memory_format=torch.contiguous_format))
+    beside = nn.Parameter(torch.ones(3, dtype=torch.float64))
+    ours = MetaAdamW([param, beside], lr=0.1, meta=MetaConfig(mode=mode), **path)
+    theirs = MetaAdamW([twin, copy.deepcopy(beside)], lr=0.1, meta=MetaConfig(mode=mode))
+    for step in range(4):
+        set_gradients([twin, theirs.param_groups[0]["params"][1]], step)
+        param.grad, beside.grad = reorder(twin.grad), theirs.param_groups[0]["params"][1].grad
+        ours.step()
+        theirs.step()
+    torch.testing.assert_close(param, twin, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(ours.modulation.alpha, theirs.modulation.alpha, rtol=1e-9, atol=0)
+
+
+def test_what_lies_between_the_columns_of_a_parameter_stays() -> None:
+    matrix = torch.zeros(6, 8)
+    param = nn.Parameter(matrix[:, 2:5])
+    param.grad = torch.ones(6, 3)
+    MetaAdamW([param], fused=True, meta=MetaConfig(mode="off")).step()
+    assert matrix[:, 2:5].ne(0).all()
+    assert matrix[:, :2].eq(0).all()
+    assert matrix[:, 5:].eq(0).all()

@@ -216,7 +216,8 @@ def adamw_fused(
     """Eqs. 1–4 in one kernel of torch; arguments as ``adamw_plain``.
 
     The kernel takes a tensor as learning rate but only a float as weight decay, so a decay that
-    lives on the device is applied in a pass of its own.
+    lives on the device is applied in a pass of its own. It walks over memory whatever the strides
+    say (``torch.optim.AdamW`` lets it): tensors in different orders go the plain way.
 
     Raises:
         ValueError: ``eps_inside_sqrt``, which the kernel does not know.
@@ -225,6 +226,17 @@ def adamw_fused(
         raise ValueError("eps_inside_sqrt=True is not available with fused=True")
     if not params:
         return
+    columns = zip(params, grads, exp_avgs, exp_avg_sqs, strict=True)
+    if not all(_in_one_order(*tensors) for tensors in columns):
+        adamw_plain(
+            *(params, grads, exp_avgs, exp_avg_sqs, steps),
+            lr=lr,
+            weight_decay=weight_decay,
+            betas=betas,
+            eps=eps,
+            capturable=capturable or not steps[0].is_cpu,
+        )
+        return
     torch._foreach_add_(steps, 1)
     if isinstance(lr, Tensor):
         lr = lr.float()  # all that the kernel reads
@@ -232,6 +244,15 @@ def adamw_fused(
         torch._foreach_mul_(params, 1 - lr * weight_decay)
         weight_decay = 0.0
     torch_fused_adamw(params, grads, exp_avgs, exp_avg_sqs, steps, (lr, weight_decay, *betas, eps))
+
+
+def _in_one_order(param: Tensor, *others: Tensor) -> bool:
+    """Whether entry after entry in memory is the same entry of all, and nothing lies between."""
+    strides = param.stride()
+    if any(t.stride() != strides for t in others):
+        return False
+    # Whatever is like it has its strides only if it is dense.
+    return param.is_contiguous() or torch.empty_like(param, device="meta").stride() == strides
 
 
 _FOREACH_DEVICES = ("cuda", "xpu", "mtia")

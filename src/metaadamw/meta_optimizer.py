@@ -30,7 +30,8 @@ class MetaOptimizer:
         self.exp_avgs: list[Tensor] = []
         self.exp_avg_sqs: list[Tensor] = []
 
-    def _prepare(self, params: Sequence[Tensor]) -> None:
+    def prepared(self, params: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """First moments, second moments and the step count of Adam, for these parameters."""
         if self.step_count is None:
             self.step_count = torch.zeros((), device=params[0].device, dtype=params[0].dtype)
             self.exp_avgs = [torch.zeros_like(p) for p in params]
@@ -42,23 +43,24 @@ class MetaOptimizer:
                     grown = torch.zeros_like(param)
                     grown[: len(moments[i])] = moments[i]
                     moments[i] = grown
+        return self.exp_avgs, self.exp_avg_sqs, self.step_count
 
     @torch.no_grad()
     def step(self, params: Sequence[Tensor], grads: Sequence[Tensor], ok: Tensor) -> None:
         """One update in place if ``ok``, a boolean scalar on the device; nothing at all if not."""
-        params, grads = list(params), list(grads)
+        params = list(params)
+        grads = [g.contiguous() for g in grads]  # the fused kernel does not look at strides
         if self.kind == "sgd":
             torch._foreach_add_(params, [torch.where(ok, g, 0.0) for g in grads], alpha=-self.lr)
             return
-        self._prepare(params)
-        assert self.step_count is not None
-        self.step_count += ok
-        t = self.step_count.float().clamp_min(1.0)
+        exp_avgs, exp_avg_sqs, step_count = self.prepared(params)
+        step_count += ok
+        t = step_count.float().clamp_min(1.0)
         torch._fused_adam_(
             params,
             grads,
-            self.exp_avgs,
-            self.exp_avg_sqs,
+            exp_avgs,
+            exp_avg_sqs,
             [],
             [t] * len(params),
             lr=self.lr,
@@ -76,12 +78,11 @@ class MetaOptimizer:
         """Step count and moments, plain tensors; empty for SGD."""
         if self.kind == "sgd":
             return {}
-        self._prepare(params)
-        assert self.step_count is not None
+        exp_avgs, exp_avg_sqs, step_count = self.prepared(params)
         return {
-            "step": self.step_count.clone(),
-            "exp_avg": [m.clone() for m in self.exp_avgs],
-            "exp_avg_sq": [v.clone() for v in self.exp_avg_sqs],
+            "step": step_count.clone(),
+            "exp_avg": [m.clone() for m in exp_avgs],
+            "exp_avg_sq": [v.clone() for v in exp_avg_sqs],
         }
 
     def load_state_dict(self, state: dict[str, Any], params: Sequence[Tensor]) -> None:
