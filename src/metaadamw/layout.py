@@ -122,7 +122,7 @@ class Layout:
         used = [columns[name] for name in names]
         rows = None
         if self.uniform and self.device.type == "cpu":
-            rows = tensor_products(used, self._numels(columns), sides, self.dtype)
+            rows = tensor_products(names, used, self._numels(columns), sides, self.dtype)
         if rows is None:
             rows = self._products(columns, used, sides)
         rows = rows.T

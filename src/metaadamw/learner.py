@@ -24,6 +24,7 @@ from metaadamw.features import (
 )
 from metaadamw.gauss_newton import gauss_newton_gradient
 from metaadamw.kernels.adamw import Written
+from metaadamw.kernels.modulator import learn
 from metaadamw.known import Known, can_know
 from metaadamw.layout import Layout, Pair
 from metaadamw.learned_state import learned_state, restore
@@ -283,14 +284,15 @@ class Learner:
         if self.meta.optimizer == "gauss_newton":
             gradient = gauss_newton_gradient(self.modulator, features, signals, learned)
         else:
-            gradient = modulator_gradient(
-                self.modulator,
-                features,
-                signals,
-                learned,
-                self.meta.weight_decay,
-                self.gate_sparsity,
-            )
+            penalties = self.meta.weight_decay, self.gate_sparsity
+            done = None
+            if self.on_host:
+                done = learn(self.modulator, self.optimizer, learned, features, signals, *penalties)
+            if done is not None:
+                self.applied += done
+                self.skipped += not done
+                return
+            gradient = modulator_gradient(self.modulator, features, signals, learned, *penalties)
         # One flag on the device: asking the host here would stall an accelerator at every step.
         largest = torch._foreach_norm([*signals, *gradient], float("inf"))
         ok = torch.isfinite(torch.stack(largest)).all()

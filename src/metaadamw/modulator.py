@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from metaadamw.config import ModulatorConfig
 from metaadamw.kernels.encoder import encode, has_encoder
+from metaadamw.kernels.modulator import modulate
 from metaadamw.precision import full_precision
 
 __all__ = ["BaseModulator", "Modulation", "Modulator"]
@@ -170,7 +171,7 @@ class Modulator(BaseModulator):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(config)
-        self.seed, self.frozen_gates = seed, frozen_gates
+        self.seed, self.frozen_gates, self.embedding_dim = seed, frozen_gates, embedding_dim
         self.num_features = num_features
         heads = config.heads
         self.dim = -(-(num_features + embedding_dim) // heads) * heads
@@ -274,16 +275,26 @@ class Modulator(BaseModulator):
             x = encoder_layer(x, weights, heads)
         return x
 
+    def forward(self, features: Tensor, *, once_differentiable: bool = False) -> Modulation:
+        """Eqs. 5–9; see ``BaseModulator.forward``."""
+        self._check(features)
+        if not torch.is_grad_enabled() and (rows := modulate(self, features)) is not None:
+            return Modulation(*rows.unbind(0))
+        return super().forward(features, once_differentiable=once_differentiable)
+
+    def _check(self, features: Tensor) -> None:
+        if features.dim() != 2 or features.shape[1] != self.num_features:
+            raise ValueError(
+                f"features must have shape [G, {self.num_features}], got {tuple(features.shape)}"
+            )
+
     def raw_outputs(self, features: Tensor, *, once_differentiable: bool = False) -> Tensor:
         """Eqs. 5–6: features [G, F] to the raw outputs, [G, 4].
 
         Raises:
             ValueError: the number of columns is not F.
         """
-        if features.dim() != 2 or features.shape[1] != self.num_features:
-            raise ValueError(
-                f"features must have shape [G, {self.num_features}], got {tuple(features.shape)}"
-            )
+        self._check(features)
         with full_precision(features.device):
             encoded = self.encode(features, once_differentiable=once_differentiable)
             return F.linear(encoded, self.output_weight, self.output_bias)

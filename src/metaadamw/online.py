@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from metaadamw.directions import LastStep
+from metaadamw.kernels.online import signal
 from metaadamw.layout import Layout, Pair, cosines
 from metaadamw.modulator import BaseModulator, Modulation
 
@@ -65,6 +66,9 @@ def online_signal(
     if not all(last.moved):
         moved = layout.vector(last.moved)
         rows = torch.cat([rows[:4], rows[4:] * moved])
+    sums = rows @ layout.sum
+    if (signals := signal(sums, rates, decays)) is not None:
+        return signals
     (
         grad_square,
         grad_direction,
@@ -72,7 +76,7 @@ def online_signal(
         param_direction,
         grad_param,
         param_square,
-    ) = (rows @ layout.sum).unbind(0)
+    ) = sums.unbind(0)
     grad_norm = grad_square.sqrt()
 
     # From θ_{t+1} to θ_t.

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 __all__ = ["in_memory", "library", "pointer_array", "shares_threads"]
 
 HERE = Path(__file__).parent
-SOURCES = ("products.c", "encoder.c", "adamw.c")
-HEADERS = ("targets.h", "sums.h")
+SOURCES = ("products.c", "encoder.c", "modulator.c", "online.c", "adamw.c")
+HEADERS = ("targets.h", "sums.h", "encoder.h")
 REALS = {torch.float32: "float", torch.float64: "double"}
 FLAGS = (
     *("-O3", "-std=c11", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"),

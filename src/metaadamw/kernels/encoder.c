@@ -4,35 +4,17 @@
  * and fewer features D, so activations are kept feature by feature, [D, G]: every loop runs over
  * the groups side by side. Weights are as torch stores them, stacked over the layers, [L, ...].
  */
+#include "encoder.h"
+
 #include <math.h>
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include "targets.h"
-
-enum { IN_W, IN_B, OUT_W, OUT_B, NORM1_W, NORM1_B, NORM2_W, NORM2_B, W1, B1, W2, B2, TENSORS };
-
-typedef struct {
-    int64_t layers, groups, dim, heads, hidden;
-} Shape;
 
 /* What a layer computes on the way, for its backward pass. */
 typedef struct {
     REAL *unit1, *rstd1, *normed1, *qkv, *weights, *mixed, *middle, *unit2, *rstd2, *normed2, *hidden;
     REAL *memory;
 } Activations;
-
-static int64_t size_of(Shape s, int tensor) {
-    switch (tensor) {
-        case IN_W: return 3 * s.dim * s.dim;
-        case IN_B: return 3 * s.dim;
-        case OUT_W: return s.dim * s.dim;
-        case W1: case W2: return s.hidden * s.dim;
-        case B1: return s.hidden;
-        default: return s.dim;
-    }
-}
 
 static Activations activations(Shape s) {
     int64_t dg = s.dim * s.groups, g = s.groups;

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from metaadamw.kernels.cpu import in_memory, library, pointer_array
 
-__all__ = ["encode", "has_encoder"]
+__all__ = ["encode", "encoder_shape", "has_encoder"]
 
 _MOST_GROUPS = 128
 """Beyond, the matrix products of torch are faster."""
@@ -27,6 +27,12 @@ def has_encoder(features: Tensor) -> bool:
     return few and in_memory(features) and library(features.dtype) is not None
 
 
+def encoder_shape(groups: int, tensors: Sequence[Tensor], heads: int) -> ctypes.Structure:
+    """The kernels' first argument, from the twelve stacked tensors."""
+    layers, hidden, dim = tensors[8].shape
+    return _Shape(layers, groups, dim, heads, hidden)
+
+
 def encode(features: Tensor, tensors: Sequence[Tensor], heads: int) -> Tensor:
     """Features [G, D] to Z [G, D]; with a gradient, but no second one.
 
@@ -35,35 +41,67 @@ def encode(features: Tensor, tensors: Sequence[Tensor], heads: int) -> Tensor:
         tensors: the twelve stacked tensors of the encoder, each [L, …].
         heads: attention heads, a divisor of D.
     """
-    encoded: Tensor = _Encoder.apply(heads, features, *tensors)  # type: ignore[no-untyped-call]
-    return encoded
+    if torch.is_grad_enabled():
+        encoded: Tensor = _Encoder.apply(heads, features, *tensors)  # type: ignore[no-untyped-call]
+        return encoded
+    return _Encoding(features, tensors, heads).encoded
+
+
+class _Encoding:
+    """A forward pass that can be gone back without autograd.
+
+    Args:
+        features: as for ``encode``.
+        tensors: likewise.
+        heads: likewise.
+    """
+
+    def __init__(self, features: Tensor, tensors: Sequence[Tensor], heads: int) -> None:
+        self.tensors = [t.contiguous() for t in tensors]
+        groups, dim = features.shape
+        self.shape = encoder_shape(groups, self.tensors, heads)
+        self.kept = features.new_empty(self.shape.layers + 1, dim, groups)
+        self.kept[0] = features.T
+        self._call("encoder", _pointers(self.tensors), _pointer(self.kept))
+
+    @property
+    def encoded(self) -> Tensor:
+        """Z, [G, D]."""
+        return self.kept[-1].T.contiguous()
+
+    def backward(self, slope: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Gradients with respect to the features and to each of the tensors.
+
+        Args:
+            slope: the gradient with respect to Z, [G, D].
+        """
+        slope = slope.T.clone(memory_format=torch.contiguous_format)
+        gradients = [torch.empty_like(t) for t in self.tensors]
+        self._call(
+            "encoder_backward",
+            *(_pointers(self.tensors), _pointer(self.kept), _pointer(slope), _pointers(gradients)),
+        )
+        return slope.T, gradients
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        if getattr(library(self.kept.dtype), name)(self.shape, *arguments):
+            raise MemoryError(f"no memory for the {name} of the modulator")
 
 
 class _Encoder(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, heads: int, features: Tensor, *tensors: Tensor) -> Tensor:
-        tensors = tuple(t.contiguous() for t in tensors)
-        groups, dim = features.shape
-        layers, hidden = tensors[8].shape[:2]
-        ctx.shape = _Shape(layers, groups, dim, heads, hidden)
-        kept = features.new_empty(layers + 1, dim, groups)
-        kept[0] = features.T
-        _call("encoder", features.dtype, ctx.shape, _pointers(tensors), _pointer(kept))
-        ctx.save_for_backward(kept, *tensors)
-        return kept[-1].T.contiguous()
+        ctx.encoding = _Encoding(features, tensors, heads)
+        ctx.save_for_backward(*tensors)
+        encoded: Tensor = ctx.encoding.encoded
+        return encoded
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, output_slope: Tensor) -> tuple[Tensor | None, ...]:
-        kept, *tensors = ctx.saved_tensors
-        slope = output_slope.T.contiguous()
-        gradients = [torch.empty_like(t) for t in tensors]
-        _call(
-            "encoder_backward",
-            kept.dtype,
-            *(ctx.shape, _pointers(tensors), _pointer(kept), _pointer(slope), _pointers(gradients)),
-        )
-        return (None, slope.T, *gradients)
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+        _ = ctx.saved_tensors  # complains about weights that have changed
+        features, tensors = ctx.encoding.backward(slope)
+        return (None, features, *tensors)
 
 
 def _pointer(tensor: Tensor) -> ctypes.c_void_p:
@@ -72,8 +110,3 @@ def _pointer(tensor: Tensor) -> ctypes.c_void_p:
 
 def _pointers(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
     return pointer_array([t.data_ptr() for t in tensors])
-
-
-def _call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
-    if getattr(library(dtype), name)(*arguments):
-        raise MemoryError(f"no memory for the {name} of the modulator")

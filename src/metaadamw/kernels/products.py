@@ -22,6 +22,12 @@ _PARTS = tuple(map(operator.attrgetter, ("exp_avg", "exp_avg_sq", "grad")))
 """Of a ``Quotient``, in the order of the kernel's arguments."""
 
 
+_ONLINE = ("gg", "gm", "mm", "pp", "vv", "gd", "dd", "pd", "gp")
+"""The products that the kernel takes all at once, in its order."""
+
+_LETTERS = {"grad": "g", "param": "p", "exp_avg": "m", "exp_avg_sq": "v", "direction": "d"}
+
+
 class _NotPlain(Exception):
     """A tensor that is not simply memory of the right precision and size."""
 
@@ -35,6 +41,7 @@ def _pointer(tensor: Tensor | None, numel: int, dtype: torch.dtype) -> int:
 
 
 def tensor_products(
+    names: Sequence[str],
     columns: Sequence[Sequence[Tensor | None] | Callable[[int], Tensor | None]],
     numels: Sequence[int],
     pairs: Sequence[tuple[int, int]],
@@ -43,6 +50,7 @@ def tensor_products(
     """Inner products and counts, [P, pairs]; None where torch's operations have to do it.
 
     Args:
+        names: of the columns.
         columns: P tensors each, None standing for zeros; one of them may be ``Directions``.
         numels: the number of entries of every tensor, length P.
         pairs: two columns by index; −1 as the second counts the zeros of the first.
@@ -74,6 +82,7 @@ def tensor_products(
     except _NotPlain:
         return None
     count = len(pairs)
+    online = _online(names, pairs) if made else None
     result = torch.empty(len(numels), count, dtype=torch.float64)
     failed = kernels.products(
         ctypes.c_int64(len(numels)),
@@ -85,6 +94,17 @@ def tensor_products(
         (ctypes.c_double * len(scales))(*scales),
         ctypes.c_int64(count),
         (ctypes.c_int64 * (2 * count))(*itertools.chain.from_iterable(pairs)),
+        online and (ctypes.c_int64 * count)(*online),
+        *(ctypes.c_int64(names.index(name) if online else -1) for name in ("grad", "param")),
         ctypes.c_void_p(result.data_ptr()),
     )
     return None if failed else result.to(dtype)
+
+
+def _online(names: Sequence[str], pairs: Sequence[tuple[int, int]]) -> list[int] | None:
+    """The pairs by their positions in ``_ONLINE``; None if one is not there."""
+    letters = [_LETTERS.get(name, "") for name in names]
+    if not {"g", "p"} <= set(letters):
+        return None
+    wanted = [letters[x] + (letters[y] if y >= 0 else "") for x, y in pairs]
+    return [_ONLINE.index(pair) for pair in wanted] if set(wanted) <= set(_ONLINE) else None
