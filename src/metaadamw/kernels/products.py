@@ -22,8 +22,8 @@ _PARTS = tuple(map(operator.attrgetter, ("exp_avg", "exp_avg_sq", "grad")))
 """Of a ``Quotient``, in the order of the kernel's arguments."""
 
 
-_ONLINE = ("gg", "gm", "mm", "pp", "vv", "gd", "dd", "pd", "gp")
-"""The products that the kernel takes all at once, in its order."""
+_TOGETHER = ("gg", "gm", "mm", "pp", "vv", "gd", "dd", "pd", "gp")
+"""The products that the kernel can take all at once, in its order."""
 
 _LETTERS = {"grad": "g", "param": "p", "exp_avg": "m", "exp_avg_sq": "v", "direction": "d"}
 
@@ -82,7 +82,7 @@ def tensor_products(
     except _NotPlain:
         return None
     count = len(pairs)
-    online = _online(names, pairs) if made else None
+    wanted = _together(names, pairs)
     result = torch.empty(len(numels), count, dtype=torch.float64)
     failed = kernels.products(
         ctypes.c_int64(len(numels)),
@@ -94,17 +94,17 @@ def tensor_products(
         (ctypes.c_double * len(scales))(*scales),
         ctypes.c_int64(count),
         (ctypes.c_int64 * (2 * count))(*itertools.chain.from_iterable(pairs)),
-        online and (ctypes.c_int64 * count)(*online),
-        *(ctypes.c_int64(names.index(name) if online else -1) for name in ("grad", "param")),
+        wanted and (ctypes.c_int64 * count)(*wanted),
+        (ctypes.c_int64 * 3)(
+            *(names.index(n) if n in names else -1 for n in ("grad", "param", "exp_avg"))
+        ),
         ctypes.c_void_p(result.data_ptr()),
     )
     return None if failed else result.to(dtype)
 
 
-def _online(names: Sequence[str], pairs: Sequence[tuple[int, int]]) -> list[int] | None:
-    """The pairs by their positions in ``_ONLINE``; None if one is not there."""
+def _together(names: Sequence[str], pairs: Sequence[tuple[int, int]]) -> list[int] | None:
+    """The pairs by their positions in ``_TOGETHER``; None if one is not there."""
     letters = [_LETTERS.get(name, "") for name in names]
-    if not {"g", "p"} <= set(letters):
-        return None
-    wanted = [letters[x] + (letters[y] if y >= 0 else "") for x, y in pairs]
-    return [_ONLINE.index(pair) for pair in wanted] if set(wanted) <= set(_ONLINE) else None
+    found = [letters[x] + (letters[y] if y >= 0 else "") for x, y in pairs]
+    return [_TOGETHER.index(pair) for pair in found] if set(found) <= set(_TOGETHER) else None
