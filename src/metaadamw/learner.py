@@ -146,7 +146,7 @@ class Learner:
     @property
     def learned(self) -> list[Tensor]:
         """The tensors that the meta-optimizer moves."""
-        return [*self.modulator.parameters(), *self.weighting.parameters()]
+        return [*self.modulator.weights, *self.weighting.parameters()]
 
     @property
     def due(self) -> bool:

@@ -84,6 +84,11 @@ class BaseModulator(nn.Module, ABC):
         super().__init__()
         self.config = config
 
+    @property
+    def weights(self) -> list[Tensor]:
+        """``parameters()`` without its search through submodules: there are none."""
+        return [p for p in self._parameters.values() if p is not None]
+
     @abstractmethod
     def raw_outputs(self, features: Tensor, *, once_differentiable: bool = False) -> Tensor:
         """Eqs. 5–6: features [G, F] to the raw outputs, [G, 4]."""

@@ -28,7 +28,7 @@ def has_encoder(features: Tensor) -> bool:
 
 
 def encoder_shape(groups: int, tensors: Sequence[Tensor], heads: int) -> ctypes.Structure:
-    """The kernels' first argument, from the twelve stacked tensors."""
+    """The kernels' first argument; the twelve stacked tensors come first."""
     layers, hidden, dim = tensors[8].shape
     return _Shape(layers, groups, dim, heads, hidden)
 

@@ -36,7 +36,7 @@ def modulate(modulator: Modulator, features: Tensor) -> Tensor | None:
         modulator: the modulator.
         features: [G, F], without a gradient.
     """
-    weights = list(modulator.parameters())
+    weights = modulator.weights
     if not _plain(features, weights):
         return None
     result = features.new_empty(4, len(features))
@@ -129,7 +129,7 @@ def _modulator_settings(modulator: Modulator) -> tuple[Any, ...]:
 
 def _arguments(modulator: Modulator, settings: _Settings, features: Tensor) -> tuple[Any, ...]:
     """What both kernels begin with: the shape, the settings, the features."""
-    shape = encoder_shape(len(features), modulator.encoder_tensors(), modulator.config.heads)
+    shape = encoder_shape(len(features), modulator.weights, modulator.config.heads)
     return shape, ctypes.byref(settings), ctypes.c_void_p(features.data_ptr())
 
 
