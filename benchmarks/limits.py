@@ -1,4 +1,4 @@
-"""What stands in the way of the goals that are missed, in numbers of the same run."""
+"""What limits a step, a meta-update, memory and epochs, in numbers of the same run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def limits(results: Results) -> str:
         _memory(results),
         _epochs(results["end_to_end"]),
     )
-    return "## What stands in the way\n\n" + "\n".join(part for part in parts if part)
+    return "## What limits them\n\n" + "\n".join(part for part in parts if part)
 
 
 def evaluations(section: Results) -> tuple[float, float]:
@@ -34,9 +34,8 @@ def _online(model: Results) -> str:
     return f"""\
 - **Online steps.** The signal needs the gradient, both moments and the parameters before they
   change: reading them takes {1000 * reading:.2f} ms on MiniGPT, {reading / base:.1f} times a step
-  of fused AdamW. Learning, a gradient through the Transformer and a step of Adam, is
-  {1000 * learning:.2f} ms of small operations, {learning / base:.1f} times; it does not grow with
-  the model."""
+  of fused AdamW. Learning, a gradient through the Transformer and a step of Adam, takes
+  {1000 * learning:.2f} ms, {learning / base:.1f} times; it does not grow with the model."""
 
 
 def _meta_updates(section: Results) -> str:
