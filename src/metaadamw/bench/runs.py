@@ -98,7 +98,11 @@ def finished_summary(directory: Path, config: RunConfig) -> dict[str, Any] | Non
 
 
 def execute(
-    request: RunRequest, directory: Path, options: RunOptions, task: PreparedTask | None = None
+    request: RunRequest,
+    directory: Path,
+    options: RunOptions,
+    task: PreparedTask | None = None,
+    arm: Arm | None = None,
 ) -> dict[str, Any]:
     """Do a run, or what is left of it.
 
@@ -107,6 +111,7 @@ def execute(
         directory: where it is kept.
         options: how it goes on.
         task: the task with its data, where the caller has it already.
+        arm: an arm that is on no list, in place of the request's.
 
     Returns:
         The summary.
@@ -116,7 +121,7 @@ def execute(
         Diverged: the training loss is not a number any more.
         OSError: the disk is full, or something else is wrong with the directory.
     """
-    arm = get_arm(request.arm)
+    arm = arm or get_arm(request.arm)
     arm.check_installed()
     task = task or prepare(request, options.data_dir)
     config = resolve(request, task, arm, processes())
