@@ -1,3 +1,5 @@
+import json
+
 from tests.bench.report.synthetic import TASKS, change_json, write_run
 
 from metaadamw.bench.report.claims import claims
@@ -108,9 +110,28 @@ def test_claim_4_counts_meta_updates_as_time(tmp_path):
     assert result.verdict == "not reached"
     for run in tmp_path.glob("clean-small/*/metaadamw-slow-mean/*"):
         seconds = {"train": 0.1, "meta": 0.0, "evaluation": 0, "logging": 0, "total": 1}
-        change_json(run / "summary.json", seconds=seconds)
+        change_json(run / "summary.json", seconds=seconds | {"optimizer_step": 0.01})
     (result,) = judge(tmp_path)[3].results
     assert result.verdict == "reached"
+
+
+def test_claim_4_is_about_what_the_optimizers_take_for_themselves(tmp_path):
+    write(tmp_path, dict.fromkeys(PAPER, 3.0), seeds=1)
+
+    def verdict(**changed):
+        per_step = {"train": 1.0, "optimizer_step": 0.02, "meta": 0, "evaluation": 0, "logging": 0}
+        for arm, own in (("adamw", {}), (OURS, {"optimizer_step": 0.04} | changed)):
+            for run in tmp_path.glob(f"clean-small/*/{arm}/*/summary.json"):
+                steps = json.loads(run.read_text())["steps"]
+                seconds = {name: steps * value for name, value in (per_step | own).items()}
+                change_json(run, seconds=seconds | {"total": 2 * steps})
+        return judge(tmp_path)[3].results[0]
+
+    slower_day = verdict(train=1.2)
+    assert slower_day.detail.startswith(
+        "from +2.00 % to +2.00 % a step, by what the optimizers take for themselves (from +20.0 % "
+    )
+    assert verdict(meta=0.02).detail.startswith("from +4.00 % to +4.00 % a step")
 
 
 def test_claim_5_is_about_full_size_and_the_papers_protocol(tmp_path):

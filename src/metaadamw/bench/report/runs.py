@@ -105,6 +105,14 @@ class FinishedRun:
         """Seconds of training and meta-updates: no evaluation, no logging."""
         return self.seconds["train"] + self.seconds["meta"]
 
+    @property
+    def optimization(self) -> float:
+        """The part of ``compute`` that the optimizer takes for itself."""
+        return self.seconds["optimizer_step"] + self.seconds["meta"]
+
+
+_SECONDS = ("train", "optimizer_step", "meta", "evaluation", "logging", "total")
+
 
 class LeftOut(NamedTuple):
     """A run directory that takes no part in the report.
@@ -229,9 +237,7 @@ def _read(directory: Path, path: str) -> FinishedRun:
     steps = int(_number(summary, "steps"))
     test_metric = summary.get("test_metric")
     settings = config.get("arm_settings") or {}
-    run_seconds = {
-        name: _number(seconds, name) for name in ("train", "meta", "evaluation", "logging", "total")
-    }
+    run_seconds = {name: _number(seconds, name) for name in _SECONDS}
     return FinishedRun(
         path=path,
         cell=cell,
