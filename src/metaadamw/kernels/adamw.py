@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from metaadamw.kernels.cpu import in_memory, library, pointer_array, shares_threads
+from metaadamw.kernels.cpu import addresses, in_memory, library, shares_threads
 from metaadamw.tokens import Token
 
 __all__ = ["Written", "fused_adamw", "samples", "torch_fused_adamw", "vector_entries"]
@@ -172,7 +172,7 @@ class _State(NamedTuple):
         failed = library(self.params[0].dtype).adamw(  # type: ignore[union-attr]  # entries are known
             ctypes.c_int64(count),
             (ctypes.c_int64 * count)(*[p.numel() for p in self.params]),
-            *(pointer_array([t.data_ptr() for t in column]) for column in columns),
+            *map(addresses, columns),
             (ctypes.c_double * (5 * count))(*itertools.chain.from_iterable(self.rules)),
             ctypes.c_int64(entries),
             ctypes.c_void_p(None if squares is None else squares.data_ptr()),
@@ -200,7 +200,7 @@ def samples(params: Sequence[Tensor], dtype: torch.dtype) -> list[int] | None:
         kernels.samples(
             ctypes.c_int64(count),
             (ctypes.c_int64 * count)(*[t.numel() for t in params]),
-            pointer_array([t.data_ptr() for t in params]),
+            addresses(params),
             result,
         )
     return list(result)

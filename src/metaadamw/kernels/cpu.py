@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-__all__ = ["in_memory", "library", "pointer_array", "shares_threads"]
+__all__ = ["addresses", "in_memory", "library", "pointer_array", "shares_threads"]
 
 HERE = Path(__file__).parent
 SOURCES = ("products.c", "encoder.c", "modulator.c", "online.c", "adamw.c")
@@ -91,3 +91,8 @@ def in_memory(tensor: Tensor) -> bool:
 def pointer_array(pointers: Sequence[int]) -> ctypes.Array[ctypes.c_void_p]:
     """Addresses as a C array; 0 is NULL."""
     return (ctypes.c_void_p * len(pointers))(*pointers)
+
+
+def addresses(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
+    """Where tensors lie, as a C array."""
+    return pointer_array([t.data_ptr() for t in tensors])

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metaadamw.kernels.cpu import in_memory, library, pointer_array
+from metaadamw.kernels.cpu import addresses, in_memory, library
 
 __all__ = ["encode", "encoder_shape", "has_encoder"]
 
@@ -62,7 +62,7 @@ class _Encoding:
         self.shape = encoder_shape(groups, self.tensors, heads)
         self.kept = features.new_empty(self.shape.layers + 1, dim, groups)
         self.kept[0] = features.T
-        self._call("encoder", _pointers(self.tensors), _pointer(self.kept))
+        self._call("encoder", addresses(self.tensors), _pointer(self.kept))
 
     @property
     def encoded(self) -> Tensor:
@@ -79,7 +79,7 @@ class _Encoding:
         gradients = [torch.empty_like(t) for t in self.tensors]
         self._call(
             "encoder_backward",
-            *(_pointers(self.tensors), _pointer(self.kept), _pointer(slope), _pointers(gradients)),
+            *(addresses(self.tensors), _pointer(self.kept), _pointer(slope), addresses(gradients)),
         )
         return slope.T, gradients
 
@@ -106,7 +106,3 @@ class _Encoder(torch.autograd.Function):
 
 def _pointer(tensor: Tensor) -> ctypes.c_void_p:
     return ctypes.c_void_p(tensor.data_ptr())
-
-
-def _pointers(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
-    return pointer_array([t.data_ptr() for t in tensors])

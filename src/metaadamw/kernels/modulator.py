@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from metaadamw.kernels.cpu import in_memory, library, pointer_array
+from metaadamw.kernels.cpu import addresses, in_memory, library
 from metaadamw.kernels.encoder import encoder_shape, has_encoder
 from metaadamw.meta_optimizer import BETAS, EPS, MetaOptimizer
 
@@ -43,7 +43,7 @@ def modulate(modulator: Modulator, features: Tensor) -> Tensor | None:
     settings = _Settings(*_modulator_settings(modulator))
     failed = library(features.dtype).modulate(  # type: ignore[union-attr]  # it has an encoder
         *_arguments(modulator, settings, features),
-        _pointers(weights),
+        addresses(weights),
         ctypes.c_void_p(result.data_ptr()),
     )
     if failed:
@@ -95,7 +95,7 @@ def learn(
         ctypes.c_int64(len(learned)),
         (ctypes.c_int64 * len(learned))(*[t.numel() for t in learned]),
         features_pointer,
-        *(_pointers(column) for column in (signals, learned, exp_avgs, exp_avg_sqs)),
+        *(addresses(column) for column in (signals, learned, exp_avgs, exp_avg_sqs)),
     )
     if failed == 1:
         raise MemoryError("no memory for an update of the modulator")
@@ -131,7 +131,3 @@ def _arguments(modulator: Modulator, settings: _Settings, features: Tensor) -> t
     """What both kernels begin with: the shape, the settings, the features."""
     shape = encoder_shape(len(features), modulator.weights, modulator.config.heads)
     return shape, ctypes.byref(settings), ctypes.c_void_p(features.data_ptr())
-
-
-def _pointers(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
-    return pointer_array([t.data_ptr() for t in tensors])
