@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -225,7 +226,9 @@ def test_killed_and_started_again(tmp_path, mode):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     script = str(Path(__file__).with_name("killed_lightning.py"))
     command = [sys.executable, script, str(killed), mode, "8"]
-    process = subprocess.run(command, capture_output=True, text=True)
+    # As many threads as here: sums depend on how they are shared out.
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert process.returncode == -signal.SIGKILL, process.stderr
     train(killed, mode)  # the same call in another process
     assert applied(train(whole, mode)) == (11 if mode == "online" else 2)
