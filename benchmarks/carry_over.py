@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from metaadamw import MetaAdamW
+from metaadamw import MetaAdamW, checkpoint
 from metaadamw.bench.arm import Arm
 from metaadamw.bench.arms import TUNING_SEED, get_arm
 from metaadamw.bench.config import RunConfig, RunRequest
@@ -67,7 +67,7 @@ class Carried:
         """Those of the donor's modulator when its run was over."""
         saved = torch.load(self.donor / CHECKPOINT, map_location="cpu", weights_only=True)
         for group in saved["trainer"]["optimizer"]["param_groups"]:
-            if (learned := group.get("metaadamw")) is not None:
+            if (learned := group.get(checkpoint.KEY)) is not None:
                 weights: dict[str, torch.Tensor] = learned["modulator"]
                 return weights
         raise ValueError(f"{self.donor / CHECKPOINT} holds no modulator")
@@ -116,6 +116,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     parser.add_argument("--results", type=Path, default=RESULTS, help="file of the numbers")
     options = parser.parse_args(arguments)
+    if options.identity and options.epochs:
+        parser.error("--identity holds runs of the task's own number of epochs, not of --epochs")
     pairs = [tuple(pair.split(":")) for pair in options.pairs.split(",")]
     how = RunOptions(data_dir=options.data_dir, shown=False)
     context = multiprocessing.get_context("spawn")
