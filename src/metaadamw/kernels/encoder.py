@@ -48,7 +48,7 @@ def encode(features: Tensor, tensors: Sequence[Tensor], heads: int) -> Tensor:
 
 
 class _Encoding:
-    """A forward pass that can be gone back without autograd.
+    """A forward pass and the way back, with what lies between them.
 
     Args:
         features: as for ``encode``.

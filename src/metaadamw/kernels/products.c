@@ -158,7 +158,7 @@ int products(int64_t tensors, const int64_t *numel, int64_t width, const REAL *c
             double *into = memset(sums + k * count, 0, count * sizeof *sums);
             if (wanted && last < FIRST && role[0] && role[2])
                 together(quotient, role[0], NULL, role[2], NULL, whole, wanted, count, into);
-            else if (wanted && quotient.exp_avg && role[0] && role[1])
+            else if (wanted && quotient.exp_avg && !quotient.grad && role[0] && role[1])
                 together(quotient, role[0], role[1], quotient.exp_avg, quotient.exp_avg_sq, whole,
                          wanted, count, into);
             else
