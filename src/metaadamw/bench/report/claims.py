@@ -192,7 +192,7 @@ def _cheap(collection: Collection) -> Result:
         "",
         "reached" if cheap and equal.verdict == "reached" else "not reached",
         f"{own} a step, by what the optimizers take for themselves ({whole} by all seconds of "
-        "training, in which runs of different days differ by more); at equal wall-clock "
+        "training, with the machine's noise in them); at equal wall-clock "
         f"{equal.detail}",
         every,
     )
