@@ -142,3 +142,15 @@ def test_what_is_not_finite_is_null_in_json(tmp_path, monkeypatch):
         assert "Infinity" not in text
         assert "NaN" not in text
     assert json.loads((tmp_path / "summary.json").read_text())["best_metric"] is None
+
+
+def test_a_dry_run_says_which_runs_cannot_be_tried(metaadamw, tmp_path):
+    code, out, err = metaadamw(
+        *("sweep", "--tasks", "etth1,digits", "--arms", "adamw", "--dry-run"),
+        *("--data-dir", tmp_path, "--out", tmp_path / "runs"),
+    )
+    assert code == 1
+    assert out.startswith("metaadamw run digits ")
+    assert out.count("\n") == 1
+    assert "failed: etth1, 1 runs: " in err
+    assert not list(tmp_path.iterdir())

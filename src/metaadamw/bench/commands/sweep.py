@@ -149,11 +149,12 @@ def sweep(
         place: job.command(data_dir, keep_checkpoint=keep_checkpoints)
         for place, job in todo.items()
     }
+    failures = dict(planned.failed)
     if dry_run:
         for words in commands.values():
             typer.echo(" ".join(["metaadamw", *words]))
+        _report(failures)
         return
-    failures = dict(planned.failed)
     with (
         Progress(
             TextColumn("{task.description}"),
@@ -176,6 +177,10 @@ def sweep(
             progress.console.print(
                 f"{job.title}: {said}", soft_wrap=True, highlight=False, markup=False
             )
+    _report(failures)
+
+
+def _report(failures: dict[str, str]) -> None:
     for title, error in failures.items():
         typer.echo(f"failed: {title}: {error}", err=True)
     if failures:
