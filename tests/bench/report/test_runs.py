@@ -9,6 +9,7 @@ from metaadamw.bench.report.collection import Collection
 from metaadamw.bench.report.commands import run_commands
 from metaadamw.bench.report.heatmaps import mean_over_seeds
 from metaadamw.bench.report.runs import Modulation, read_runs
+from metaadamw.bench.report.tables import fidelity
 from metaadamw.bench.tasks import get_task, task_names
 
 
@@ -148,6 +149,17 @@ def test_runs_of_another_length_are_apart(tmp_path, monkeypatch):
     ]
     claim = claims([Collection(runs[1].cell.setting, runs[1:], [], ["long"])])[0]
     assert [result.verdict for result in claim.results] == ["no data"]
+
+
+def test_first_epochs_are_held_against_the_authors_first_epochs_only(tmp_path):
+    run = write_run(tmp_path, "cifar10", "adamw", 0, protocol="paper", size="full", epochs=1)
+    for asked, rows in ((1, ["epoch 1"]), (None, ["epoch 1", "epoch 5", "best"])):
+        change_json(run / "config.json", epochs=asked)
+        runs, _ = read_runs([tmp_path])
+        setting = runs[0].cell.setting
+        assert setting.title == "paper protocol, full size" + (", 1 epoch" if asked else "")
+        table = fidelity(Collection(setting, runs, [], ["first"]))
+        assert [row[0] for row in table.rows[1:]] == rows
 
 
 @pytest.mark.parametrize("name", task_names())

@@ -44,7 +44,7 @@ class Setting(NamedTuple):
     def title(self) -> str:
         """The setting in words."""
         cut = "" if self.max_steps is None else f", cut after {self.max_steps} steps"
-        length = "" if self.epochs is None else f", {self.epochs} epochs"
+        length = "" if self.epochs is None else f", {self.epochs} epoch{'s'[: self.epochs != 1]}"
         return f"{self.protocol} protocol, {self.size} size{length}{cut}"
 
     @property

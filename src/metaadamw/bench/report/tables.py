@@ -328,7 +328,11 @@ def _gain_row(comparison: Comparison) -> Row:
 
 
 def fidelity(collection: Collection) -> Table | None:
-    """AdamW's validation curve against the one the paper's authors published."""
+    """AdamW's validation curve against the one the paper's authors published.
+
+    Runs that were asked for fewer epochs have no best: theirs is that of a whole run.
+    """
+    cut = collection.setting.max_steps is not None or collection.setting.epochs is not None
     header = ["task, after", "n", "ours", "our range", "paper's authors", "within our range"]
     rows: list[Row] = []
     for task, paper in PAPER.items():
@@ -338,6 +342,8 @@ def fidelity(collection: Collection) -> Table | None:
         rows.append([Text(f"{task}: {paper.metric}", "heading")] + [""] * (len(header) - 1))
         for when, theirs in zip(("epoch 1", "epoch 5", "best"), paper.curve, strict=True):
             ours = [value for run in runs if (value := _after(run, when)) is not None]
+            if cut and (when == "best" or not ours):
+                continue
             row: Row = [when, str(len(ours) or "")]
             row += [numbers.spread(ours), "", numbers.metric(theirs), ""]
             if ours:
