@@ -42,18 +42,26 @@ def noisy_gradients(theta, step):
     ]
 
 
+def gradients_with_gaps(theta, step):
+    """The first tensor in two steps of three, the second frozen for a while, the third late."""
+    grads = noisy_gradients(theta, step)
+    missing = [step % 3 == 0, 25 < step <= 60, step <= 10]
+    return [None if none else g for g, none in zip(grads, missing, strict=True)]
+
+
 def optimizer_of(params, modulator=SCALARS, meta=META, **options):
     groups = [{"params": [p], "name": f"g{i}"} for i, p in enumerate(params)]
     return MetaAdamW(groups, lr=0.02, modulator=modulator, meta=meta, **options)
 
 
-def run(optimizer, params, steps, start=0):
+def run(optimizer, params, steps, start=0, gradients=noisy_gradients):
     for step in range(start + 1, start + steps + 1):
-        for p, g in zip(params, noisy_gradients([p.detach() for p in params], step), strict=True):
+        for p, g in zip(params, gradients([p.detach() for p in params], step), strict=True):
             p.grad = g
         optimizer.step()
 
 
+@pytest.mark.parametrize("gradients", [noisy_gradients, gradients_with_gaps])
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("path", [{}, {"foreach": True}, {"fused": True}], ids=str)
 @pytest.mark.parametrize(
@@ -67,12 +75,12 @@ def run(optimizer, params, steps, start=0):
     ],
     ids=str,
 )
-def test_scalars_follow_the_twin(seed, path, factors, speed):
+def test_scalars_follow_the_twin(gradients, seed, path, factors, speed):
     params = [nn.Parameter(p) for p in tensors(seed)]
     steps = 90  # windows grow from step 40 on
     history, alphas = train_in_windows(
         tensors(seed),
-        noisy_gradients,
+        gradients,
         steps=steps,
         window=WINDOW,
         lr=0.02,
@@ -84,7 +92,7 @@ def test_scalars_follow_the_twin(seed, path, factors, speed):
     modulator, meta = replace(SCALARS, **factors), replace(META, mean_speed=speed)
     optimizer = optimizer_of(params, modulator, meta, **path)
     for step in range(steps):
-        run(optimizer, params, 1, step)
+        run(optimizer, params, 1, step, gradients)
         # Both sum in float64 in other orders; ninety steps amplify that a little.
         found, expected = (
             optimizer.modulation.alpha,
@@ -158,8 +166,9 @@ def test_adamw_until_two_windows_are_over(modulator):
 @pytest.mark.parametrize("modulator", [SCALARS, ATTENTION], ids=["scalars", "attention"])
 @pytest.mark.parametrize("cut", [1, WINDOW, 2 * WINDOW + 1, 3 * WINDOW + 2])
 @pytest.mark.parametrize("way", ["file", "deepcopy"])
-def test_resume_is_exact(modulator, cut, way):
-    params = [nn.Parameter(p) for p in tensors(1)]
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_resume_is_exact(modulator, cut, way, dtype):
+    params = [nn.Parameter(p.to(dtype)) for p in tensors(1)]
     optimizer = optimizer_of(params, modulator)
     run(optimizer, params, cut)
     if way == "file":

@@ -13,7 +13,7 @@ from metaadamw.groups import bare_name
 from metaadamw.master_weights import LOW_BITS, keeps_low_bits
 from metaadamw.state import moment_dtype
 from metaadamw.validation import check_hyperparameters
-from metaadamw.window import WINDOW_KEYS
+from metaadamw.window import WINDOW_KEYS, WINDOW_STEP
 
 __all__ = [
     "adapt_param_groups",
@@ -299,11 +299,12 @@ def restore_moments(
         entry = saved["state"].get(index)
         if not entry:
             continue
-        dtypes = dict.fromkeys(MOMENTS, moment_dtype(param))
-        dtypes |= {key: param.dtype for key in WINDOW_KEYS if key in entry}
+        dtypes = dict.fromkeys((*MOMENTS, *(WINDOW_KEYS & entry.keys())), moment_dtype(param))
         if state[param].pop(LOW_BITS, None) is not None and keeps_low_bits(group, param):
             dtypes[LOW_BITS] = torch.int16
         for key, dtype in dtypes.items():
             state[param][key] = entry[key].to(device=param.device, dtype=dtype, copy=True)
         step = torch.as_tensor(state[param]["step"], dtype=torch.float32)
         state[param]["step"] = step.clone()
+        if WINDOW_STEP in entry:
+            state[param][WINDOW_STEP] = entry[WINDOW_STEP].to(step, copy=True)

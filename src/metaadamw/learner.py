@@ -221,8 +221,7 @@ class Learner:
                 windows = Windows(
                     tokens, eps_inside_sqrt=self.eps_inside_sqrt, capturable=self.capturable
                 )
-                begin, end = window_at(max(self.steps - 1, 0), self.meta.window)
-                columns |= windows.end(*self._rates(tokens), length=end - begin)
+                columns |= windows.end(*self._rates(tokens))
                 pairs = list(dict.fromkeys([*pairs, *WINDOW_PRODUCTS]))
             elif learns and self.last is not None:
                 columns["direction"] = LastDirections(

@@ -44,6 +44,7 @@ class Token:
         low_bits: lower halves of float32 master weights, None where there are none.
         window_starts: parameters at the start of the window, likewise.
         displacements: how far the window before went, likewise.
+        window_steps: step counters at the start of the window, likewise.
     """
 
     group: dict[str, Any]
@@ -55,6 +56,7 @@ class Token:
     low_bits: list[Tensor | None]
     window_starts: list[Tensor | None]
     displacements: list[Tensor | None]
+    window_steps: list[Tensor | None]
 
     @classmethod
     def of(
@@ -89,6 +91,7 @@ class Token:
                 [local(s[LOW_BITS]) if LOW_BITS in s else None for s in states],
                 [view(s["window_start"]) if "window_start" in s else None for s in states],
                 [view(s["displacement"]) if "displacement" in s else None for s in states],
+                [s.get("window_step") for s in states],
             )
         return cls(
             group,
@@ -100,4 +103,5 @@ class Token:
             [s.get(LOW_BITS) for s in states],
             [s.get("window_start") for s in states],
             [s.get("displacement") for s in states],
+            [s.get("window_step") for s in states],
         )

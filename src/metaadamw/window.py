@@ -8,9 +8,9 @@ momentum alone would carry the parameters of a group (r is its rate :math:`\eta\
           D = P_{t+K} - P_t
             \approx -r\sum\frac{g}{\sqrt{\hat v} + \epsilon} - rK\beta_g\lambda\theta
 
-Its own gradients have made D, and no others. So D is a direction, and with
-:math:`S = -(D + rK\beta_g\lambda\theta)(\sqrt{\hat v} + \epsilon)`, about their sum, also the
-gradient that judges the direction of the window before, with noise of its own:
+K counts the steps that the tensor took. Its own gradients have made D, and no others. So D is a
+direction, and with :math:`S = -(D + rK\beta_g\lambda\theta)(\sqrt{\hat v} + \epsilon)`, about
+their sum, also the gradient that judges the direction of the window before, with noise of its own:
 
 .. math:: \partial L/\partial\log\alpha_g \approx \cos(S, D_{before})
 
@@ -43,6 +43,7 @@ __all__ = [
     "GROWTH",
     "WINDOW_KEYS",
     "WINDOW_PRODUCTS",
+    "WINDOW_STEP",
     "Windows",
     "create_window",
     "window_at",
@@ -55,6 +56,9 @@ GROWTH = 0.1
 START, DISPLACEMENT = "window_start", "displacement"
 WINDOW_KEYS = (START, DISPLACEMENT)
 """Two tensors in the state of a parameter: where the window began, how far the last one went."""
+
+WINDOW_STEP = "window_step"
+"""And its step counter when the window began: without a gradient there is no step, nor decay."""
 
 WINDOW_PRODUCTS: list[Pair] = [
     ("gradient_sum", "displacement"),
@@ -79,10 +83,11 @@ def window_at(steps: int, first: int) -> tuple[int, int]:
 
 def create_window(entry: dict[str, Any], param: Tensor) -> None:
     """The state of a parameter that a window begins with; one that has it keeps it."""
-    if START not in entry:
+    if WINDOW_STEP not in entry:
         start = param.detach().to(entry["exp_avg"].dtype, copy=True)
         entry[START] = start
         entry[DISPLACEMENT] = torch.zeros_like(start)
+        entry[WINDOW_STEP] = entry["step"].clone()
 
 
 class Windows:
@@ -128,13 +133,12 @@ class Windows:
         return float32_values([param], [self._tokens[g].low_bits[i]])[0]
 
     @torch.no_grad()
-    def end(self, rates: Tensor, decays: Tensor, *, length: int) -> dict[str, Column]:
+    def end(self, rates: Tensor, decays: Tensor) -> dict[str, Column]:
         r"""Put D in the place of where the window began; the columns of ``WINDOW_PRODUCTS``.
 
         Args:
             rates: r, [G].
             decays: :math:`\beta_g\lambda`, [G].
-            length: K.
         """
         for g, i in self._places:
             start, landing = self._tokens[g].window_starts[i], self._landing(g, i, rates[g])
@@ -142,22 +146,24 @@ class Windows:
                 torch.sub(landing, start, out=start)
         return {
             "displacement": [d for token in self._tokens for d in token.displacements],
-            "gradient_sum": self._gradient_sums(rates * decays * length),
+            "gradient_sum": self._gradient_sums(rates * decays),
         }
 
     def _gradient_sums(self, decayed: Tensor) -> Column:
-        """The column of S, each made when it is asked for; the share of θ that decayed, [G]."""
+        """The column of S, each made when it is asked for; the share of θ a step decays, [G]."""
 
         def gradient_sum(place: int) -> Tensor | None:
             g, i = self._places[place]
             token = self._tokens[g]
-            moved, exp_avg_sq, step = token.window_starts[i], token.exp_avg_sqs[i], token.steps[i]
-            if moved is None or exp_avg_sq is None or step is None:
+            moved, exp_avg_sq = token.window_starts[i], token.exp_avg_sqs[i]
+            step, before = token.steps[i], token.window_steps[i]
+            if moved is None or exp_avg_sq is None or step is None or before is None:
                 return None
+            share = (decayed[g] * (step - before).to(decayed.device)).to(moved)
             eps = token.group["eps"]
             square: Tensor = exp_avg_sq / (1 - token.group["betas"][1] ** self._step(step))
             root = square.add_(eps).sqrt_() if self._eps_inside_sqrt else square.sqrt_().add_(eps)
-            by_gradients = moved + decayed[g].to(moved) * self._param(g, i, moved.dtype)
+            by_gradients = moved + share * self._param(g, i, moved.dtype)
             return root.mul_(by_gradients).neg_()
 
         return gradient_sum
@@ -168,10 +174,14 @@ class Windows:
         for g, i in self._places:
             token = self._tokens[g]
             start, displacement = token.window_starts[i], token.displacements[i]
+            step, before = token.steps[i], token.window_steps[i]
             landing = self._landing(g, i, rates[g])
-            if start is not None and displacement is not None and landing is not None:
+            if start is None or displacement is None or step is None or before is None:
+                continue
+            if landing is not None:
                 displacement.copy_(start)
                 start.copy_(landing)
+                before.copy_(step)
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ def boundaries(steps: int, first: int) -> list[int]:
 
 def train_in_windows(
     theta: Sequence[Tensor],
-    gradient: Callable[[Sequence[Tensor], int], Sequence[Tensor]],
+    gradient: Callable[[Sequence[Tensor], int], Sequence[Tensor | None]],
     *,
     steps: int,
     window: int,
@@ -40,62 +40,69 @@ def train_in_windows(
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
 ) -> tuple[list[list[Tensor]], list[list[float]]]:
-    """Each tensor is a group; returns theta after, and alpha in, every step."""
+    """Each tensor is a group; returns theta after, and alpha in, every step.
+
+    A tensor without a gradient takes no step, and does not decay.
+    """
     theta = [p.clone() for p in theta]
     m, v = [torch.zeros_like(p) for p in theta], [torch.zeros_like(p) for p in theta]
     raw = [alpha_range * math.atanh(math.log(alpha_start) / alpha_range)] * len(theta)
     alpha = [alpha_start] * len(theta)
     begins = boundaries(steps, window)
     history, alphas = [theta], []
-    # By window and group: where it began, and how far it went.
-    starts, displacements = [], []
+    taken = [0] * len(theta)
+    # By window and group: where it began, after how many of its steps, and how far it went.
+    starts, taken_before, displacements = [], [], []
     for t in range(1, steps + 1):
         done = t - 1
         if done in begins:
             rates = [lr * a for a in alpha]
             landings = [
-                _landing(*tensors, done, betas, eps)
-                for tensors in zip(theta, m, v, rates, strict=True)
+                _landing(*tensors, betas, eps)
+                for tensors in zip(theta, m, v, rates, taken, strict=True)
             ]
             groups = range(len(theta))
             if starts:
                 displacements.append([landings[g] - starts[-1][g] for g in groups])
             if len(displacements) > 1:
-                length = begins[len(starts)] - begins[len(starts) - 1]
                 cosines = []
                 for g in groups:
+                    length = taken[g] - taken_before[-1][g]
                     decay = rates[g] * length * weight_decay * theta[g]
-                    root = (v[g] / (1 - betas[1] ** done)).sqrt() + eps
+                    root = (v[g] / (1 - betas[1] ** max(taken[g], 1))).sqrt() + eps
                     s, d = -(displacements[-1][g] + decay) * root, displacements[-2][g]
                     lengths = s.norm() * d.norm()
                     cosine = float((s * d).sum() / lengths) if lengths > 0 else 0.0
                     cosines.append(cosine)
                 told = [cosine for cosine in cosines if cosine != 0]
+                common = (1 - mean_speed) * sum(told) / max(len(told), 1)
+                wanted = [c - common if c != 0 else 0.0 for c in cosines]
+                # With the mean held, what all groups have in common changes nothing.
+                held = sum(wanted) / len(wanted) if mean_preserving else 0.0
                 for g in groups:
-                    common = (1 - mean_speed) * sum(told) / max(len(told), 1) if cosines[g] else 0.0
-                    if mean_preserving:  # what all groups have in common would change nothing
-                        common = sum(cosines) / len(cosines)
                     slope = 1 - math.tanh(raw[g] / alpha_range) ** 2  # of log alpha
-                    raw[g] -= gain * (cosines[g] - common) * slope / (1 + DAMPING)
+                    raw[g] -= gain * (wanted[g] - held) * slope / (1 + DAMPING)
                 logs = [alpha_range * math.tanh(x / alpha_range) for x in raw]
                 mean = sum(logs) / len(logs) if mean_preserving else 0.0
                 alpha = [math.exp(x - mean) for x in logs]
             rates = [lr * a for a in alpha]
             starts.append(
                 [
-                    _landing(*tensors, done, betas, eps)
-                    for tensors in zip(theta, m, v, rates, strict=True)
+                    _landing(*tensors, betas, eps)
+                    for tensors in zip(theta, m, v, rates, taken, strict=True)
                 ]
             )
-        grads = gradient(theta, t)
-        m = [betas[0] * x + (1 - betas[0]) * g for x, g in zip(m, grads, strict=True)]
-        v = [betas[1] * x + (1 - betas[1]) * g * g for x, g in zip(v, grads, strict=True)]
-        theta = [
-            p
-            - lr * a * ((x / (1 - betas[0] ** t)) / ((y / (1 - betas[1] ** t)).sqrt() + eps))
-            - lr * a * weight_decay * p
-            for p, a, x, y in zip(theta, alpha, m, v, strict=True)
-        ]
+            taken_before.append(list(taken))
+        theta, m, v = list(theta), list(m), list(v)
+        for i, g in enumerate(gradient(theta, t)):
+            if g is None:
+                continue
+            taken[i] += 1
+            m[i] = betas[0] * m[i] + (1 - betas[0]) * g
+            v[i] = betas[1] * v[i] + (1 - betas[1]) * g * g
+            u = m[i] / (1 - betas[0] ** taken[i])
+            u = u / ((v[i] / (1 - betas[1] ** taken[i])).sqrt() + eps)
+            theta[i] = theta[i] - lr * alpha[i] * u - lr * alpha[i] * weight_decay * theta[i]
         history.append(theta)
         alphas.append(list(alpha))
     return history, alphas
