@@ -176,6 +176,53 @@ def test_the_learned_part_alone_is_copied_and_complete():
     assert_same(other.meta_state_dict(), kept)
 
 
+def test_hooks_around_loading_see_and_change_what_is_loaded():
+    """As in torch: what a hook returns before is what is loaded, what one does after stays."""
+    model, optimizer = make()
+    train(model, optimizer, range(3))
+    saved = optimizer.state_dict()
+    steps = []
+
+    def halve(_, state_dict):
+        changed = copy.deepcopy(state_dict)
+        for entry in changed["state"].values():
+            entry["exp_avg"] /= 2
+        return changed
+
+    def zero_second_moments(loaded):
+        steps.append(loaded.steps)
+        for entry in loaded.state.values():
+            entry["exp_avg_sq"].zero_()
+
+    for kind in (make()[1], torch.optim.AdamW(plain_groups(make()[0]))):
+        kind.register_load_state_dict_pre_hook(halve)
+        if isinstance(kind, MetaAdamW):
+            kind.register_load_state_dict_post_hook(zero_second_moments)
+        for _ in range(2):  # hooks outlive a load
+            kind.load_state_dict(saved)
+        for entry, old in zip(kind.state.values(), saved["state"].values(), strict=True):
+            assert torch.equal(entry["exp_avg"], old["exp_avg"] / 2)
+            if isinstance(kind, MetaAdamW):
+                assert not entry["exp_avg_sq"].any()
+    assert steps == [3, 3]
+
+
+def test_a_hook_may_repair_what_would_be_refused():
+    model, optimizer = make()
+    train(model, optimizer, range(3))
+    _, other = make()
+    broken = optimizer.state_dict()
+    broken["param_groups"] = broken["param_groups"][::-1]
+    hook = other.register_load_state_dict_pre_hook(
+        lambda _, state: {**state, "param_groups": state["param_groups"][::-1]}
+    )
+    other.load_state_dict(broken)
+    assert other.steps == 3
+    hook.remove()
+    with pytest.raises(ValueError, match="group"):
+        other.load_state_dict(broken)
+
+
 def test_a_loaded_checkpoint_stays_as_it_was():
     model, optimizer = make(modulator=XAVIER, meta=MetaConfig(mode="online"))
     train(model, optimizer, range(3))

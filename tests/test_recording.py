@@ -36,6 +36,10 @@ SETTINGS = {
         "meta": MetaConfig(mode="online", lr=2e-2),
         "fused": True,
     },
+    "online, as run": {
+        "modulator": XAVIER,
+        "meta": MetaConfig(mode="online", lr=2e-2, as_run=("bias_corrected_decay",)),
+    },
     "off, foreach": {"modulator": XAVIER, "meta": MetaConfig(mode="off"), "foreach": True},
 }
 settings = pytest.mark.parametrize("setting", SETTINGS)
@@ -209,7 +213,8 @@ def test_replay_is_the_recorded_run(setting, tmp_path):
     assert_same(schedule.beta, recorder.beta)
     assert schedule.groups == tuple(optimizer.group_names)
 
-    options = {k: v for k, v in SETTINGS[setting].items() if k not in ("modulator", "meta")}
+    # Of ``meta`` what changes the step itself still counts.
+    options = {k: v for k, v in SETTINGS[setting].items() if k != "modulator"}
     fresh, replay = make(**options, modulator=schedule)
     position = iter(seen)
 
@@ -246,6 +251,10 @@ def test_a_schedule_of_other_groups_is_refused():
     _, optimizer = make()
     with pytest.raises(ValueError, match="groups"):
         MetaAdamW(optimizer.param_groups[::-1], modulator=schedule)
+    _, replay = make(modulator=schedule)
+    with pytest.raises(ValueError, match=r"recorded for the groups.*'late'"):
+        replay.add_param_group({"params": [nn.Parameter(torch.zeros(2))], "name": "late"})
+    assert "late" not in replay.group_names
 
 
 def test_a_schedule_needs_every_step():

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import copy
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import Optimizer
 
 from metaadamw.groups import bare_name
 from metaadamw.master_weights import LOW_BITS, keeps_low_bits
@@ -20,6 +24,7 @@ __all__ = [
     "carrier",
     "check_fits",
     "group_signature",
+    "hooks_around",
     "learned_part",
     "restore_moments",
     "steps_taken",
@@ -45,6 +50,29 @@ _FOREIGN_KEYS = (KEY, "amsgrad", "differentiable", "decoupled_weight_decay")  # 
 def carrier(param_groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The param group with which the learned part travels: the first that has parameters."""
     return next(group for group in param_groups if group["params"])
+
+
+@contextmanager
+def hooks_around(optimizer: Optimizer, state_dict: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the checkpoint as the hooks before loading leave it; after the block come the others.
+
+    What is loaded is more than the base class loads, which runs no hooks inside the block.
+    """
+    before = optimizer._optimizer_load_state_dict_pre_hooks
+    after = optimizer._optimizer_load_state_dict_post_hooks
+    state_dict = copy(state_dict)
+    for hook in before.values():
+        changed = hook(optimizer, state_dict)
+        state_dict = state_dict if changed is None else changed
+    optimizer._optimizer_load_state_dict_pre_hooks = OrderedDict()
+    optimizer._optimizer_load_state_dict_post_hooks = OrderedDict()
+    try:
+        yield state_dict
+    finally:
+        optimizer._optimizer_load_state_dict_pre_hooks = before
+        optimizer._optimizer_load_state_dict_post_hooks = after
+    for finish in after.values():
+        finish(optimizer)
 
 
 def learned_part(saved: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -132,7 +132,7 @@ class MetaAdamW(Optimizer):
         self._learner = Learner(
             self.param_groups,
             modulator if isinstance(modulator, ModulatorConfig) else ModulatorConfig(),
-            meta if schedule is None else MetaConfig(mode="off"),
+            meta if schedule is None else MetaConfig(mode="off", as_run=meta.as_run),
             schedule=schedule,
             total_steps=total_steps,
             seed=seed,
@@ -152,9 +152,11 @@ class MetaAdamW(Optimizer):
             if params is not None and not isinstance(params, (Tensor, set)):
                 param_group["params"] = list(params)  # a generator could be read only once
             param_group.pop(checkpoint.KEY, None)  # groups of another MetaAdamW
-            names = {str(group["name"]) for group in self.param_groups}
-            check_param_group(param_group, self.defaults, len(self.param_groups), names)
-            param_group.setdefault("name", free_name(len(self.param_groups), names))
+            names = [str(group["name"]) for group in self.param_groups]
+            check_param_group(param_group, self.defaults, len(names), set(names))
+            param_group.setdefault("name", free_name(len(names), set(names)))
+            if self._learner is not None and self._learner.schedule is not None:
+                self._learner.schedule.check_groups([*names, param_group["name"]])
         super().add_param_group(param_group)
         if self._learner is not None:
             self._learner.regroup(self.param_groups)
@@ -383,14 +385,15 @@ class MetaAdamW(Optimizer):
         Raises:
             ValueError: the groups, features or shapes do not fit; nothing has changed then.
         """
-        adapted = checkpoint.adapt_param_groups(state_dict, self.param_groups)
-        learned = checkpoint.learned_part(adapted, self.meta_state_dict())
-        super().load_state_dict(adapted)
-        checkpoint.restore_moments(cast(Any, self.state), adapted, self._params())
-        if learned is None:
-            self._learning.restart_from(checkpoint.steps_taken(adapted))
-        else:
-            self._learning.load_state_dict(learned)
+        with checkpoint.hooks_around(self, state_dict) as given:
+            adapted = checkpoint.adapt_param_groups(given, self.param_groups)
+            learned = checkpoint.learned_part(adapted, self.meta_state_dict())
+            super().load_state_dict(adapted)
+            checkpoint.restore_moments(cast(Any, self.state), adapted, self._params())
+            if learned is None:
+                self._learning.restart_from(checkpoint.steps_taken(adapted))
+            else:
+                self._learning.load_state_dict(learned)
 
     def __getstate__(self) -> dict[str, Any]:
         """As in torch, and the learned part, which ``deepcopy`` and ``pickle`` would drop."""
