@@ -226,7 +226,7 @@ def test_the_bias_of_the_keys_has_no_gradient() -> None:
 def test_grow_keeps_the_rows_that_are_there() -> None:
     modulator = library({"embedding_dim": 4}, random=True)
     before = {name: weight.detach().clone() for name, weight in modulator.named_parameters()}
-    modulator.grow(GROUPS + 3)
+    modulator.grow(["new"] * (GROUPS + 3))
     after = dict(modulator.named_parameters())
     assert after["group_embedding"].shape == (GROUPS + 3, 4)
     assert torch.equal(after["group_embedding"][:GROUPS], before.pop("group_embedding"))
@@ -243,7 +243,7 @@ def test_grow_keeps_the_rows_that_are_there() -> None:
 def test_grow_without_an_embedding_changes_nothing() -> None:
     modulator, inputs = library({}, random=True), features(GROUPS + 1)
     before = modulator(inputs).alpha
-    modulator.grow(GROUPS + 1)
+    modulator.grow(["new"] * (GROUPS + 1))
     assert torch.equal(modulator(inputs).alpha, before)
 
 

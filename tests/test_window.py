@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import io
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -295,7 +296,7 @@ def test_bad_windows_are_refused(arguments, message):
         ({"mean_preserving": True}, "mean_preserving=True needs scale='log' and alpha_start=1"),
         (
             {"mean_preserving": True, "scale": "log", "alpha_start": 0.75},
-            "mean_preserving=True needs scale='log' and alpha_start=1, got .*0.75",
+            "mean_preserving=True needs scale='log' and alpha_start=1 or a mapping, got .*0.75",
         ),
         ({"layers": 0, "feature_gating": True}, "feature_gating must be False with layers=0"),
         ({"scale": "logarithmic"}, "scale must be one of"),
@@ -313,6 +314,28 @@ def test_alpha_starts_where_it_is_told(scale, layers):
     optimizer = MetaAdamW([torch.ones(3, requires_grad=True)], modulator=config)
     alpha = optimizer.modulator(torch.randn(1, len(optimizer.feature_names))).alpha
     assert alpha.item() == pytest.approx(0.75, abs=1e-6)
+
+
+@pytest.mark.parametrize("scale", ["linear", "log"])
+def test_each_group_starts_where_its_name_says(scale):
+    config = ModulatorConfig(scale=scale, layers=0, alpha_start={"g0": 0.75, "g2": 1.25, "x": 0.9})
+    assert replace(config) == config
+    assert hash(config) == hash(ModulatorConfig(**json.loads(json.dumps(asdict(config)))))
+    optimizer = optimizer_of([nn.Parameter(p) for p in tensors(0)], config)
+    optimizer.add_param_group({"params": nn.Parameter(torch.ones(1)), "name": "x"})
+    run(optimizer, optimizer._params()[:3], 1)
+    found = optimizer.modulation.alpha.detach()
+    expected = torch.tensor([0.75, 1.0, 1.25, 0.9], dtype=torch.float64)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+
+
+def test_starts_by_name_belong_to_groups_without_attention():
+    with pytest.raises(ValueError, match="alpha_start must be a number with layers=1"):
+        ModulatorConfig(layers=1, alpha_start={"g0": 0.75})
+    with pytest.raises(ValueError, match=r"alpha_start\['g0'\] must be in \[0.5, 1.5\], got 3"):
+        ModulatorConfig(layers=0, alpha_start={"g0": 3})
+    with pytest.raises(TypeError, match=r"alpha_start\['g0'\] must be a number"):
+        ModulatorConfig(layers=0, alpha_start={"g0": "high"})
 
 
 @pytest.mark.parametrize("layers", [0, 1])

@@ -1,15 +1,15 @@
-"""What can be chosen: self-validating configurations, and the paper's presets (Tables 1 and 4)."""
+"""What can be chosen: configurations that validate themselves."""
 
 from __future__ import annotations
 
 import difflib
 import math
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = ["MetaConfig", "ModulatorConfig", "paper_preset", "windows_preset"]
+__all__ = ["MetaConfig", "ModulatorConfig"]
 
 FEATURE_SETS = (
     "basic",
@@ -80,6 +80,19 @@ def check_numbers(
         check_number(f"{name}[{i}]", entry, low, open_low=open_low)
 
 
+def _pairs(value: Any) -> tuple[tuple[str, Any], ...] | None:
+    """A mapping from names as pairs, which keep a configuration hashable; None for all else."""
+    if isinstance(value, Mapping):
+        value = list(value.items())
+    if not isinstance(value, (list, tuple)):
+        return None
+    if not all(isinstance(entry, (list, tuple)) and len(entry) == 2 for entry in value):
+        return None
+    if not all(isinstance(name, str) for name, _ in value):
+        return None
+    return tuple((name, start) for name, start in value)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModulatorConfig:
     r"""The modulator :math:`\Phi` of Sec. 3.4 and the features it reads (Sec. 3.3).
@@ -100,8 +113,8 @@ class ModulatorConfig:
         beta_range: Eq. 8, likewise for β.
         scale: "linear" (Eqs. 7–8) or "log" (ours): :math:`\alpha = \exp(r\tanh(raw/r))` with
             r = alpha_range, so that halving is as far away as doubling; likewise for β.
-        alpha_start: α at birth with ``init="identity"``, within its range. Below 1 it is a warm-up
-            that lasts until what is learned ends it.
+        alpha_start: α at birth with ``init="identity"``, within its range; with ``layers=0`` also a
+            mapping from names of groups, for each its own, and 1 for all others.
         mean_preserving: with ``scale="log"``, the geometric mean of α over the groups stays 1
             (ours): your learning rate and its schedule hold for all of them together, and α only
             says how much of it goes where. Then α lies within e^±2·alpha_range.
@@ -128,7 +141,7 @@ class ModulatorConfig:
     alpha_range: float = 1.0
     beta_range: float = 1.0
     scale: Literal["linear", "log"] = "linear"
-    alpha_start: float = 1.0
+    alpha_start: float | Mapping[str, float] | tuple[tuple[str, float], ...] = 1.0
     mean_preserving: bool = False
     init: Literal["identity", "xavier"] = "identity"
     update_every: int = 1
@@ -148,21 +161,33 @@ class ModulatorConfig:
         check_number("alpha_range", self.alpha_range, 0.0, widest)
         check_number("beta_range", self.beta_range, 0.0, widest)
         check_choice("init", self.init, ("identity", "xavier"))
-        low, high = self.alpha_limits
-        check_number("alpha_start", self.alpha_start, low, high)
-        if self.alpha_start != 1.0:
-            if self.init != "identity":
-                raise ValueError(f"alpha_start must be 1 with init={self.init!r}")
-            if self.alpha_start in (low, high):
+        starts = _pairs(self.alpha_start)
+        if starts is not None:
+            if self.layers:
                 raise ValueError(
-                    f"alpha_start must be within ({low}, {high}), got {self.alpha_start!r}"
+                    f"alpha_start must be a number with layers={self.layers}; each group can have "
+                    "its own with layers=0"
                 )
-
-        if self.mean_preserving and (self.scale, self.alpha_start) != ("log", 1.0):
+            for name, start in starts:
+                self._check_start(f"alpha_start[{name!r}]", start)
+            object.__setattr__(self, "alpha_start", starts)
+        else:
+            self._check_start("alpha_start", self.alpha_start)
+        alike = starts is None and self.alpha_start != 1.0
+        if self.mean_preserving and (self.scale != "log" or alike):
             raise ValueError(
-                "mean_preserving=True needs scale='log' and alpha_start=1, got "
+                "mean_preserving=True needs scale='log' and alpha_start=1 or a mapping, got "
                 f"scale={self.scale!r}, alpha_start={self.alpha_start!r}"
             )
+
+    def _check_start(self, name: str, start: Any) -> None:
+        low, high = self.alpha_limits
+        check_number(name, start, low, high)
+        if start != 1.0:
+            if self.init != "identity":
+                raise ValueError(f"alpha_start must be 1 with init={self.init!r}")
+            if start in (low, high):
+                raise ValueError(f"{name} must be within ({low}, {high}), got {start!r}")
 
     @property
     def alpha_limits(self) -> tuple[float, float]:
@@ -171,15 +196,16 @@ class ModulatorConfig:
             return 1 - self.alpha_range / 2, 1 + self.alpha_range / 2
         return math.exp(-self.alpha_range), math.exp(self.alpha_range)
 
-    @property
-    def raw_start(self) -> float:
-        """The raw output that ``alpha_start`` comes from."""
-        if self.alpha_start == 1.0:
+    def raw_start(self, name: str = "") -> float:
+        """The raw output that ``alpha_start`` of a group comes from."""
+        starts = self.alpha_start
+        start = starts if isinstance(starts, (int, float)) else dict(starts).get(name, 1.0)
+        if start == 1.0:
             return 0.0
         if self.scale == "linear":
-            share = 0.5 + (self.alpha_start - 1) / self.alpha_range
+            share = 0.5 + (start - 1) / self.alpha_range
             return math.log(share / (1 - share))
-        return self.alpha_range * math.atanh(math.log(self.alpha_start) / self.alpha_range)
+        return self.alpha_range * math.atanh(math.log(start) / self.alpha_range)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,103 +324,3 @@ class MetaConfig:
         # Lists are welcome as arguments; tuples keep the configuration hashable.
         for field in ("priorities", "fixed_weights", "as_run"):
             object.__setattr__(self, field, tuple(getattr(self, field)))
-
-
-_TABLE_4: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "etth1": (
-        {"layers": 8, "hidden_dim": 16, "heads": 6, "feature_gating": True},
-        {"every": 217, "warmup_steps": 217},
-    ),
-    "wikitext2": (
-        {"layers": 8, "hidden_dim": 16, "heads": 6},
-        {"every": 123, "warmup_steps": 123},
-    ),
-    "multi30k": (
-        {"layers": 128, "hidden_dim": 64, "heads": 6},
-        {"every": 454, "warmup_steps": 454, "priorities": (2.0, 5.0, 1.0)},
-    ),
-    "cifar10": (
-        {"layers": 64, "hidden_dim": 64, "heads": 6},
-        {"every": 190, "warmup_steps": 391, "priorities": (5.0, 2.0, 1.0)},
-    ),
-    "imdb": (
-        {
-            "layers": 64,
-            "hidden_dim": 64,
-            "heads": 11,
-            "features": "basic_plus",
-            "feature_gating": True,
-        },
-        {"every": 39, "warmup_steps": 391, "priorities": (1.0, 3.0, 5.0)},
-    ),
-}
-
-
-def paper_preset(task: str, *, as_run: bool = False) -> tuple[ModulatorConfig, MetaConfig]:
-    r"""The modulator and meta-learning configuration of a task of the paper (Tables 1 and 4).
-
-    The base optimizer of every task is ``lr=5e-4, betas=(0.9, 0.999), weight_decay=1e-2`` (Table
-    1). The warm-up of one epoch is given in steps of the paper's batch size.
-
-    Args:
-        task: "etth1", "wikitext2", "multi30k", "cifar10" or "imdb".
-        as_run: also repeat what the authors' code does differently from their paper: β without a
-            meta-gradient, the look-ahead from the stored moments, gates that never learn, weight
-            decay divided by :math:`1-\beta_1^t`, the published unbounded Eq. 13, and for IMDB the
-            columns that their "basic_plus" really had.
-
-    Returns:
-        The two configurations, to be given to ``MetaAdamW(..., modulator=, meta=)``.
-
-    Raises:
-        ValueError: an unknown task.
-
-    Example:
-        >>> modulator, meta = paper_preset("wikitext2")
-        >>> modulator.heads, meta.every
-        (6, 123)
-    """
-    check_choice("task", task, tuple(_TABLE_4))
-    modulator, meta = _TABLE_4[task]
-    if as_run:
-        meta = {**meta, "log_variance_bound": None, "as_run": AS_RUN}
-        if modulator.get("features") == "basic_plus":
-            modulator = {**modulator, "features": "basic_plus_as_run"}
-    # Central differences: on these models they take less time and a fraction of the memory.
-    meta = {"hvp": "finite_difference", **meta}
-    return ModulatorConfig(init="xavier", **modulator), MetaConfig(**meta)
-
-
-def windows_preset(
-    *, layers: int = 0, mean_preserving: bool = False
-) -> tuple[ModulatorConfig, MetaConfig]:
-    """Online mode as the evidence has it: windows that grow, a factor for each group.
-
-    Factors start at 1 and stay within e^±4; what they have in common moves at half the speed of
-    their differences. Learns inside ``step()`` from the training gradients, every 75 steps and
-    later ever more rarely, and needs two more copies of the parameters. For runs of a thousand
-    steps or more.
-
-    Args:
-        layers: of the Transformer; 0 learns the factors of the groups by themselves.
-        mean_preserving: for a learning rate with a schedule of your own: their mean stays 1.
-
-    Returns:
-        The two configurations, to be given to ``MetaAdamW(..., modulator=, meta=)``.
-
-    Example:
-        >>> modulator, meta = windows_preset()
-        >>> modulator.layers, meta.window
-        (0, 75)
-
-    Source: ``docs/evidence.md`` says how it was chosen and what it is worth.
-    """
-    modulator = ModulatorConfig(
-        features="scale_free",
-        layers=layers,
-        scale="log",
-        alpha_range=4.0,
-        mean_preserving=mean_preserving,
-    )
-    mean_speed = 1.0 if mean_preserving else 0.5
-    return modulator, MetaConfig(mode="online", window=75, mean_speed=mean_speed)

@@ -79,6 +79,7 @@ class Learner:
         self.total_steps, self.eps_inside_sqrt = total_steps, eps_inside_sqrt
         self.capturable = capturable
         params = [p for group in param_groups for p in group["params"]]
+        names = [str(group["name"]) for group in param_groups]
         double = any(p.dtype in (torch.float64, torch.complex128) for p in params)
         dtype = torch.float64 if double else torch.float32
         device = params[0].device
@@ -97,7 +98,7 @@ class Learner:
                 dtype=dtype,
             )
             if config.layers
-            else GroupScalars(len(param_groups), config, device=device, dtype=dtype)
+            else GroupScalars(names, config, device=device, dtype=dtype)
         )
         self.weighting = PriorityUncertaintyWeighting(
             meta.priorities, bound=meta.log_variance_bound, device=device, dtype=dtype
@@ -119,7 +120,7 @@ class Learner:
         self._window = (0, 0)
         self.report: MetaUpdate | None = None
         if schedule is not None:
-            schedule.check_groups([str(group["name"]) for group in param_groups])
+            schedule.check_groups(names)
 
     @property
     def gate_sparsity(self) -> float:
@@ -188,7 +189,7 @@ class Learner:
     def regroup(self, param_groups: Sequence[Mapping[str, Any]]) -> None:
         """Take note of a changed list of groups: new rows, new layout; weights and moments stay."""
         self.layout = Layout(param_groups, self.layout.device, self.layout.dtype)
-        self.modulator.grow(len(param_groups))
+        self.modulator.grow([str(group["name"]) for group in param_groups])
         self.features = self.modulation = self.last = None
 
     def compute_features(self, tokens: Sequence[Token]) -> Tensor:

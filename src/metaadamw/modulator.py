@@ -94,8 +94,12 @@ class BaseModulator(nn.Module, ABC):
         """Eqs. 5–6: features [G, F] to the raw outputs, [G, 4]."""
 
     @abstractmethod
-    def grow(self, num_groups: int) -> None:
-        """Make room for groups that were added; the others keep what they have learned."""
+    def grow(self, names: Sequence[str]) -> None:
+        """Make room for groups that were added; the others keep what they have learned.
+
+        Args:
+            names: of all groups.
+        """
 
     @abstractmethod
     def penalty(self, weight_decay: float, gate_sparsity: float) -> Tensor:
@@ -211,20 +215,20 @@ class Modulator(BaseModulator):
         if config.init == "identity":
             nn.init.zeros_(self.output_weight)
         self.output_bias = full(0.0, 4)
-        nn.init.constant_(self.output_bias[0], config.raw_start)
+        nn.init.constant_(self.output_bias[0], config.raw_start())
         if config.feature_gating:
             self.gate_logits = full(1.0, num_features)
         if embedding_dim:
             self.group_embedding = full(0.0, 0, embedding_dim)
-            self.grow(num_groups)
+            self.grow([""] * num_groups)
 
-    def grow(self, num_groups: int) -> None:
+    def grow(self, names: Sequence[str]) -> None:
         """Give new groups a row of the group embedding, N(0, 0.1²); the others keep theirs."""
         if not hasattr(self, "group_embedding"):
             return
         old = self.group_embedding.detach()
         rows = []
-        for index in range(len(old), num_groups):
+        for index in range(len(old), len(names)):
             # One stream per row: the start of a group does not depend on when it was added.
             generator = torch.Generator().manual_seed(self.seed + 1_000_003 * (index + 1))
             rows.append(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -17,13 +19,13 @@ class GroupScalars(BaseModulator):
     What the same signal achieves without the Transformer; it takes its place with ``layers=0``.
 
     Args:
-        num_groups: G.
+        names: of the G groups.
         config: ranges and scale.
     """
 
     def __init__(
         self,
-        num_groups: int,
+        names: Sequence[str],
         config: ModulatorConfig,
         *,
         device: torch.device | None = None,
@@ -31,12 +33,14 @@ class GroupScalars(BaseModulator):
     ) -> None:
         super().__init__(config)
         self.raw = nn.Parameter(torch.zeros(0, 4, device=device, dtype=dtype))
-        self.grow(num_groups)
+        self.grow(names)
 
-    def grow(self, num_groups: int) -> None:
+    def grow(self, names: Sequence[str]) -> None:
         """Let new groups begin at α = alpha_start, β = 1."""
-        new = self.raw.new_zeros(num_groups - len(self.raw), 4)
-        new[:, 0] = self.config.raw_start
+        added = names[len(self.raw) :]
+        new = self.raw.new_zeros(len(added), 4)
+        for row, name in zip(new, added, strict=True):
+            row[0] = self.config.raw_start(name)
         self.raw = nn.Parameter(torch.cat([self.raw.detach(), new]))
 
     def penalty(self, weight_decay: float, gate_sparsity: float) -> Tensor:

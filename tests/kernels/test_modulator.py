@@ -162,7 +162,7 @@ def test_what_is_left_to_torch() -> None:
     assert problem.learn(features, [s.double() for s in signals]) is None
     problem.optimizer = MetaOptimizer("sgd", 1e-2)
     assert problem.learn(features, signals) is None
-    scalars = GroupScalars(9, ModulatorConfig(layers=0))
+    scalars = GroupScalars([""] * 9, ModulatorConfig(layers=0))
     adam = MetaOptimizer("adam", 1e-2)
     assert learn(scalars, adam, list(scalars.parameters()), features, signals, 0.0, 0.0) is None
 

@@ -154,7 +154,8 @@ def first_windows(model: nn.Module, config: RunConfig) -> MetaAdamW:
     """``metaadamw`` with a signal that asks for no factor below ``lowest_log_alpha``."""
     optimizer = metaadamw(model, config)
     learner = optimizer._learning
-    learn, start, meta = learner._learn, learner.config.alpha_start, learner.meta
+    learn, meta = learner._learn, learner.meta
+    start = cast(float, learner.config.alpha_start)
 
     def limited(features: Tensor, *signals: Tensor) -> None:
         lowest = lowest_log_alpha(start, learner.steps, meta.window)
