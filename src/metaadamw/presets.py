@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from metaadamw.carried import carried_factors
 from metaadamw.config import AS_RUN, MetaConfig, ModulatorConfig, check_choice
 
 __all__ = ["paper_preset", "windows_preset"]
@@ -74,7 +75,7 @@ def paper_preset(task: str, *, as_run: bool = False) -> tuple[ModulatorConfig, M
 
 
 def windows_preset(
-    *, layers: int = 0, mean_preserving: bool = False
+    *, layers: int = 0, mean_preserving: bool = False, carried: bool = False
 ) -> tuple[ModulatorConfig, MetaConfig]:
     """Online mode as the evidence has it: windows that grow, a factor for each group.
 
@@ -86,6 +87,8 @@ def windows_preset(
     Args:
         layers: of the Transformer; 0 learns the factors of the groups by themselves.
         mean_preserving: for a learning rate with a schedule of your own: their mean stays 1.
+        carried: with ``layers=0``, factors start where groups of their kind ended on other tasks
+            (``metaadamw.carried``) instead of at 1; for groups from ``fine_grained_groups``.
 
     Returns:
         The two configurations, to be given to ``MetaAdamW(..., modulator=, meta=)``.
@@ -103,6 +106,7 @@ def windows_preset(
         scale="log",
         alpha_range=4.0,
         mean_preserving=mean_preserving,
+        alpha_start=carried_factors() if carried else 1.0,
     )
     mean_speed = 1.0 if mean_preserving else 0.5
     return modulator, MetaConfig(mode="online", window=75, mean_speed=mean_speed)

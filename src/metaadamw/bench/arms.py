@@ -15,6 +15,7 @@ from metaadamw.bench.config import RunConfig
 from metaadamw.bench.optimizers import Stepper
 from metaadamw.bench.replay import Part
 from metaadamw.bench.tasks import PreparedTask, get_task
+from metaadamw.carried import carried_factors
 
 __all__ = ["ARMS", "TUNING_GRID", "TUNING_SEED", "get_arm"]
 
@@ -63,6 +64,20 @@ def _windows(
         modulated=True,
         decay_per_step=DECAY_PER_STEP,
     )
+
+
+def _carried(task: PreparedTask) -> dict[str, Any]:
+    """Windows that start with what the other tasks have taught."""
+    modulator, meta = windows_preset()
+    without = task.name if get_task(task.name).paper else None
+    starts = carried_factors(without=without)
+    return _library(replace(modulator, alpha_start=starts), meta)(task)
+
+
+def _carried_frozen(task: PreparedTask) -> dict[str, Any]:
+    """The same factors, which nothing changes."""
+    settings = _carried(task)
+    return settings | {"meta": asdict(MetaConfig(mode="off"))}
 
 
 def _first_preset(*, layers: int = 0) -> tuple[ModulatorConfig, MetaConfig]:
@@ -199,6 +214,13 @@ ARMS = {
             matches="metaadamw-paper",
         ),
         Arm(
+            name="adamw-matched-windows",
+            title="AdamW at the windows' mean α",
+            description="AdamW, its learning rate times the mean α of metaadamw-slow-mean's runs",
+            settings=_matched,
+            matches="metaadamw-slow-mean",
+        ),
+        Arm(
             name="metaadamw",
             title="MetaAdamW, look-ahead",
             description="the library's defaults",
@@ -239,6 +261,27 @@ ARMS = {
             "metaadamw-slow-mean with the modulator, one layer, in place of a factor for each "
             "group, moved by Gauss–Newton: whether attention earns its place",
             windows_preset(layers=1),
+        ),
+        Arm(
+            name="metaadamw-carried",
+            title="MetaAdamW, windows, carried",
+            description=(
+                "metaadamw-slow-mean with factors that start half of the way to where groups of "
+                "their kind ended on the paper's other tasks, this one left out"
+            ),
+            build=optimizers.metaadamw,
+            settings=_carried,
+            modulated=True,
+            decay_per_step=DECAY_PER_STEP,
+        ),
+        Arm(
+            name="metaadamw-carried-frozen",
+            title="carried factors, frozen",
+            description="the factors that metaadamw-carried starts with; nothing is learned",
+            build=optimizers.metaadamw,
+            settings=_carried_frozen,
+            modulated=True,
+            decay_per_step=DECAY_PER_STEP,
         ),
         _windows(
             "metaadamw-scalars",

@@ -1,0 +1,94 @@
+"""What the groups of a model are worth to each other, carried from task to task.
+
+Where windows end, groups of the same kind have found much the same place relative to the others,
+whatever the task. Half of that, on the log scale, is where their factors may start on another one:
+
+    python -m benchmarks.carried_factors
+
+reads the runs of metaadamw-slow-mean in results/small, and writes the table that the package ships
+and, for each task, the one that its own runs have no part in: what the bench compares with.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from statistics import fmean
+
+from metaadamw.carried import TABLES
+
+ROOT = Path(__file__).parents[1]
+RUNS = ROOT / "results" / "small" / "clean-small"
+ARM = "metaadamw-slow-mean"
+TASKS = ("etth1", "wikitext2", "multi30k", "cifar10", "imdb")
+SEEDS = range(5)
+SHARE = 0.5
+"""A start is where less is known than at the end: half of the way, on the log scale."""
+
+Places = dict[str, float]
+
+
+def end_of(run: Path) -> Places:
+    """log α of each group after the last step, relative to the mean over the groups."""
+    with (run / "modulation.csv").open(newline="") as file:
+        last = list(csv.DictReader(file))[-1]
+    suffix = "/alpha"
+    logs = {k.removesuffix(suffix): math.log(float(v)) for k, v in last.items() if suffix in k}
+    mean = fmean(logs.values())
+    return {name: value - mean for name, value in logs.items()}
+
+
+def mean_of(places: Iterable[Places]) -> Places:
+    """The mean of each group over those that have it."""
+    found = defaultdict(list)
+    for place in places:
+        for name, value in place.items():
+            found[name].append(value)
+    return {name: fmean(values) for name, values in found.items()}
+
+
+def table(tasks: Collection[Places]) -> Places:
+    """α at birth by name of a group; a depth that no task had gets the mean of its kind.
+
+    A kind that a single task had is left away: what it says may be about that task.
+    """
+
+    def kind(name: str) -> tuple[str, str]:
+        layer, _, role = name.split(".")
+        return layer, role
+
+    def by_kind(place: Places) -> Places:
+        kinds = dict.fromkeys(map(kind, place))
+        return {
+            f"{layer}.{depth}.{role}": fmean(
+                v for n, v in place.items() if kind(n) == (layer, role)
+            )
+            for layer, role in kinds
+            for depth in ("shallow", "middle", "deep")
+        }
+
+    places = mean_of(map(by_kind, tasks)) | mean_of(tasks)
+    tasks_with = Counter(name for place in tasks for name in by_kind(place))
+    return {
+        name: round(math.exp(SHARE * places[name]), 3)
+        for name in sorted(places)
+        if tasks_with[name] > 1
+    }
+
+
+def main() -> None:
+    """Write the tables."""
+    ends = {t: mean_of(end_of(RUNS / t / ARM / f"seed{s}") for s in SEEDS) for t in TASKS}
+    tables = {
+        "all": table(ends.values()),
+        "without": {t: table([end for o, end in ends.items() if o != t]) for t in TASKS},
+    }
+    TABLES.write_text(json.dumps(tables, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
