@@ -276,6 +276,50 @@ def test_a_momentum_encoder_is_put_back(call):
     assert_same(snapshot(model, optimizer), before)
 
 
+def expanded_mask() -> nn.Module:
+    model = Net()
+    model.register_buffer("mask", torch.rand(1, 4).expand(16, 4))
+    model.register_buffer("scale", torch.rand(()).expand(0, 3))
+    return model
+
+
+def test_expanded_buffers_are_put_back():
+    """Their entries share memory, which ``copy_`` refuses to write."""
+    model = expanded_mask()
+    optimizer = MetaAdamW(fine_grained_groups(model), meta=MetaConfig(every=1))
+    train(model, optimizer, range(2))
+    before = model.mask.clone()
+
+    def moves_the_mask(model, data):
+        model.mask[:1] += 1
+        return loss_fn(model, data)
+
+    optimizer.update_attention(model, moves_the_mask, batch(0), batch(1), batch(2))
+    assert torch.equal(model.mask, before)
+    assert model.mask.stride() == (0, 1)
+
+
+def test_what_cannot_be_put_back_does_not_keep_the_rest():
+    model = Net()
+    model.register_buffer("mask", torch.ones(5))
+    optimizer = MetaAdamW(fine_grained_groups(model), meta=MetaConfig(every=1))
+    train(model, optimizer, range(2))
+    backward(model, 2)
+    grads = [p.grad.clone() for p in model.parameters()]
+    values = [p.detach().clone() for p in model.parameters()]
+    stream = torch.get_rng_state()
+
+    def resizes_the_mask(model, data):
+        model.mask.resize_(3)
+        return noisy_loss(model, data)
+
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        optimizer.update_attention(model, resizes_the_mask, batch(0), batch(1), batch(2))
+    assert_same([p.grad for p in model.parameters()], grads)
+    assert_same([p.detach() for p in model.parameters()], values)
+    assert_same(torch.get_rng_state(), stream)
+
+
 def test_global_switches_of_torch_are_put_back():
     def switches():
         backends = torch.backends

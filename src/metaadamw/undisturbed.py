@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
 import torch
@@ -46,6 +46,18 @@ def devices_of(model: nn.Module, params: Iterable[Tensor]) -> list[torch.device]
     return [t.device for t in (*params, *model.parameters(), *model.buffers())]
 
 
+def _once(buffer: Tensor) -> Tensor:
+    """Of an expanded tensor every entry once: the others lie in the same place."""
+    if buffer.layout != torch.strided or 0 not in buffer.stride():
+        return buffer
+    sizes = zip(buffer.shape, buffer.stride(), strict=True)
+    return buffer.as_strided([n if stride else min(n, 1) for n, stride in sizes], buffer.stride())
+
+
+def _copy(buffer: Tensor | None) -> Tensor | None:
+    return None if buffer is None else _once(buffer.detach()).clone()
+
+
 class _Module:
     """Flags, buffers and gradients of a model, to be put back."""
 
@@ -53,8 +65,7 @@ class _Module:
         """Note everything, then set the gradients aside."""
         self.training = [(m, m.training) for m in model.modules()]
         self.buffers = [
-            (m, {k: (b, None if b is None else b.detach().clone()) for k, b in m._buffers.items()})
-            for m in model.modules()
+            (m, {k: (b, _copy(b)) for k, b in m._buffers.items()}) for m in model.modules()
         ]
         # Parameters of the optimizer that the model does not own (a loss with weights of its own)
         # count as well.
@@ -67,16 +78,18 @@ class _Module:
     def restore(self) -> None:
         for module, training in self.training:
             module.training = training
-        for module, buffers in self.buffers:
-            for buffer, value in buffers.values():
-                if buffer is not None and value is not None:
-                    buffer.copy_(value)
-            # Replaced, new or deleted ones as well, and their order.
-            module._buffers.clear()
-            module._buffers.update({name: buffer for name, (buffer, _) in buffers.items()})
         for param, grad, requires_grad in self.params:
             param.requires_grad_(requires_grad)
             param.grad = grad
+        for module, buffers in self.buffers:
+            # Replaced, new or deleted ones as well, and their order.
+            module._buffers.clear()
+            module._buffers.update({name: buffer for name, (buffer, _) in buffers.items()})
+        # Last what can fail: a buffer that the loss has given another size.
+        for _, buffers in self.buffers:
+            for buffer, value in buffers.values():
+                if buffer is not None and value is not None:
+                    _once(buffer).copy_(value)
 
 
 class Snapshot(NamedTuple):
@@ -133,8 +146,10 @@ def undisturbed(model: nn.Module, params: list[Tensor]) -> Iterator[Snapshot]:
                 "of the model that is too large to be kept during a meta-update; make it a buffer"
             )
     finally:
-        with torch.no_grad():
-            torch._foreach_copy_(shards, values)
-        torch.clear_autocast_cache()
-        module.restore()
-        streams.restore()
+        # What cannot be put back must not keep the rest from being put back.
+        with ExitStack() as each:
+            each.callback(streams.restore)
+            each.callback(module.restore)
+            each.callback(torch.clear_autocast_cache)
+            with torch.no_grad():
+                torch._foreach_copy_(shards, values)
