@@ -147,6 +147,8 @@ def test_frequency_counts_per_epoch(times, every):
     ("arm", "request_", "message"),
     [
         ("adamw", {"ablation": "gating-on"}, "needs an arm with a modulator"),
+        ("metaadamw-online", {"ablation": "objective-gap"}, "about meta-updates"),
+        ("metaadamw-random", {"ablation": "priorities-none"}, "about meta-updates"),
         ("metaadamw", {"ablation": "gating"}, "'gating' is not one of"),
         ("metaadamw", {"changes": {"metta.every": 1}}, "no setting 'metta.every'"),
         ("metaadamw", {"changes": {"every": 1}}, "no setting 'every'"),

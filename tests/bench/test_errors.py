@@ -54,6 +54,8 @@ def metaadamw(capsys):
         (["sweep", "--tasks", "digits,mnist", "--arms", "adamw"], 2, "'mnist' is not one of"),
         (["sweep", "--tasks", "digits", "--arms", "sgd"], 2, "'sgd' is not one of"),
         (["sweep", "--tasks", "digits", "--arms", "adamw", "--seeds", "a"], 2, "neither a seed"),
+        (["sweep", "--tasks", "digits", "--arms", "adamw", "--seeds", "4-0"], 2, "counts down"),
+        (["run", "digits", "--arm", "metaadamw-slow-mean", "--lr", "0"], 1, "lr must be above 0"),
         (["doctor", "--task", "mnist"], 2, "'mnist' is not one of"),
         (["doctor", "--device", "gpu"], 1, "'gpu'"),
         (["data", "fetch", "mnist"], 2, "'mnist' is not one of etth1"),

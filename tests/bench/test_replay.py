@@ -61,6 +61,20 @@ def test_every_window_is_read_with_its_factors(recorded):
         assert whole[int(row["step"]) - 1] == expected
 
 
+def test_every_window_is_recorded_in_a_long_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("metaadamw.bench.runs._ROWS", 5)  # a row every twelve steps
+    request = RunRequest(
+        task="digits",
+        arm="metaadamw-scalars",
+        seed=4,
+        max_steps=STEPS,
+        changes={"meta.window": FIRST},
+    )
+    execute(request, tmp_path, QUIET)
+    factors = recorded_factors(tmp_path / "modulation.csv", first=FIRST)
+    assert factors["begins"][-1] == window_at(STEPS - 1, FIRST)[0]
+
+
 def test_a_window_without_a_record_is_an_error(recorded, tmp_path):
     lines = (recorded / "modulation.csv").read_text().splitlines()
     begin, end = window_at(FIRST, FIRST)

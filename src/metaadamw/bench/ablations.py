@@ -121,6 +121,9 @@ ABLATIONS = {
 }
 
 
+_OF_META_UPDATES = ("Meta-learning objective", "HUW priorities", "Meta-update frequency")
+
+
 def ablate(name: str, arm: Arm, settings: dict[str, Any], steps_per_epoch: int) -> None:
     """Change an arm's settings in place.
 
@@ -132,6 +135,9 @@ def ablate(name: str, arm: Arm, settings: dict[str, Any], steps_per_epoch: int) 
         raise ValueError(f"ablation: {name!r} is not one of {', '.join(ABLATIONS)}")
     if not arm.modulated:
         raise ValueError(f"ablation {name} needs an arm with a modulator, {arm.name} has none")
+    about_updates = ABLATIONS[name].section in _OF_META_UPDATES
+    if about_updates and settings["meta"]["mode"] != "lookahead":
+        raise DoesNotFit(f"ablation {name} is about meta-updates, which {arm.name} has none of")
     before = copy.deepcopy(settings)
     ABLATIONS[name].change(settings, steps_per_epoch)
     if settings == before:

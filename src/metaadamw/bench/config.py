@@ -161,6 +161,8 @@ def resolve(request: RunRequest, task: PreparedTask, arm: Arm, processes: int = 
     epochs = request.epochs or task.max_epochs["metaadamw" if arm.modulated else "adamw"]
     lr = task.lr if arm.lr is None else arm.lr
     lr = (lr if request.lr is None else request.lr) * settings.get("mean_alpha", 1.0)
+    if arm.decay_per_step is not None and not lr:
+        raise ValueError(f"lr must be above 0 for arm {arm.name}, whose weight decay follows it")
     decay = task.weight_decay if arm.decay_per_step is None else arm.decay_per_step / lr
     return RunConfig(
         task=task.name,

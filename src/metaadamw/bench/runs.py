@@ -37,6 +37,7 @@ from metaadamw.bench.run_directory import (
 from metaadamw.bench.stopping import Standing
 from metaadamw.bench.tasks import PreparedTask, get_task
 from metaadamw.bench.trainer import Trainer
+from metaadamw.window import window_at
 
 __all__ = ["Diverged", "RunOptions", "execute", "finished_summary", "prepare"]
 
@@ -159,6 +160,7 @@ class _Run:
         self.modulated = optimizer if isinstance(optimizer, MetaAdamW) else None
         self.shares = torch.empty(0)  # of each group in the number of parameters
         self.sum_alpha = torch.zeros((), dtype=torch.float64)
+        self.window = config.arm_settings.get("meta", {}).get("window", 1)
         if self.modulated is not None:
             sizes = [sum(p.numel() for p in g["params"]) for g in self.modulated.param_groups]
             self.shares = torch.tensor(sizes, dtype=torch.float64) / sum(sizes)
@@ -274,16 +276,19 @@ class _Run:
 
     def _record(self, loss: float) -> None:
         """Training loss and modulation of a step."""
-        kept = self.trainer.step % self.thinning == 0
+        step = self.trainer.step
+        kept = step % self.thinning == 0
         if kept:
             self._log("train", epoch=self.epoch, loss=loss)
         if self.modulated is None:
             return
         alpha, beta, *_ = self.modulated.modulation
         self.sum_alpha = self.sum_alpha + alpha.cpu().double() @ self.shares
-        if kept and MODULATION in self.journals:
+        # A window holds its factors: its first step tells them all, however few rows there are.
+        begins = self.window > 1 and window_at(step - 1, self.window)[0] == step - 1
+        if (kept or begins) and MODULATION in self.journals:
             factors = torch.stack([alpha, beta], dim=1).flatten().tolist()
-            row = ",".join([str(self.trainer.step), *(f"{factor:.8g}" for factor in factors)])
+            row = ",".join([str(step), *(f"{factor:.8g}" for factor in factors)])
             self.journals[MODULATION].write(row)
 
     def _meta_update(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
@@ -177,19 +178,29 @@ def plan(sweep: Sweep, root: Path, data_dir: Path | None) -> Plan:
             result.failed[f"{name}, {len(requests)} runs"] = str(error)
             continue
         for request in requests:
-            try:
+            with _noting(result, request, run_place(root, request)):
                 _add(result, request, root, task)
-            except DoesNotFit as reason:
-                if str(reason) not in result.skipped:
-                    result.skipped.append(str(reason))
-            except ValueError as error:
-                job = Job(request=request, place=run_place(root, request))
-                result.failed[job.title] = str(error)
         for request, factor in product(requests, sweep.lr_factors):
-            if request.ablation is None and not get_arm(request.arm).chooses_lr:
+            arm = get_arm(request.arm)
+            if request.ablation is None and not arm.chooses_lr:
                 other = replace(request, lr=float(f"{factor * task.lr:.6g}"))
-                _add_job(result, other, run_place(root, other, f"{RATE}{factor:g}"), task)
+                place = run_place(root, other, f"{RATE}{factor:g}")
+                with _noting(result, other, place):
+                    arm.check_installed()
+                    _add_job(result, other, place, task)
     return result
+
+
+@contextmanager
+def _noting(result: Plan, request: RunRequest, place: Path) -> Iterator[None]:
+    """A run that cannot be planned is noted, and the others go on."""
+    try:
+        yield
+    except DoesNotFit as reason:
+        if str(reason) not in result.skipped:
+            result.skipped.append(str(reason))
+    except ValueError as error:
+        result.failed[Job(request=request, place=place).title] = str(error)
 
 
 def _add(result: Plan, request: RunRequest, root: Path, task: PreparedTask) -> None:

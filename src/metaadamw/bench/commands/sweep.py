@@ -201,7 +201,10 @@ def _seeds(values: list[str] | None) -> tuple[int, ...] | None:
         first, dash, last = name.partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
             raise typer.BadParameter(f"{name!r} is neither a seed nor a range of seeds")
-        found += range(int(first), int(last if dash else first) + 1)
+        seeds = range(int(first), int(last if dash else first) + 1)
+        if not seeds:
+            raise typer.BadParameter(f"{name!r} counts down; a range goes up, like 0-4")
+        found += seeds
     return tuple(found)
 
 
@@ -223,6 +226,8 @@ def _check(given: dict[str, Any]) -> None:
         given[name] = tuple(known) if values == ("all",) else tuple(dict.fromkeys(values))
         check_names(given[name], known)
     given["seeds"] = tuple(dict.fromkeys(given.get("seeds", (0,))))
+    if not given["seeds"]:
+        raise typer.BadParameter("no seeds: name at least one")
     given["lr_factors"] = tuple(dict.fromkeys(given.get("lr_factors", ())))
     for factor in given["lr_factors"]:
         if not 0 < factor < math.inf or factor == 1:

@@ -26,8 +26,8 @@ def watch(
 
     **Examples**
 
-    - `metaadamw watch runs/digits/metaadamw-online/seed0`
-    - `metaadamw watch runs/digits/metaadamw-online/seed0 --once`
+    - `metaadamw watch runs/clean-small/digits/metaadamw-online/seed0`
+    - `metaadamw watch runs/clean-small/digits/metaadamw-online/seed0 --once`
     """
     from metaadamw.bench.watch import draw, look
 
