@@ -143,6 +143,17 @@ def test_table_2_numbers_are_those_of_the_runs(place):
     assert rows["metaadamw-paper"][3] == "0.005885"
 
 
+def test_table_5_shares_are_of_seconds_of_one_clock(tmp_path):
+    run = write_run(tmp_path, "etth1", "metaadamw", 0)
+    seconds = {"train": 60, "optimizer_step": 9, "meta": 20, "evaluation": 15, "logging": 5}
+    for wall in (101.0, 250.0):  # a busy machine lengthens the wall time alone
+        change_json(run / "summary.json", seconds=seconds | {"total": wall})
+        write_report([tmp_path], tmp_path / "out")
+        text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+        row = table(text, "Table 5: time per epoch and in total\n", "etth1")["metaadamw"]
+        assert [row[4], row[6], row[7]] == ["20.0 %", "100.0", "15.0 %"]
+
+
 def test_cells_without_runs_are_empty(place):
     text = (place / "out" / "report.md").read_text(encoding="utf-8")
     rows = table(text, "Table 2: best metric and time\n", "cifar10")
