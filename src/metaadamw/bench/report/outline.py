@@ -27,8 +27,9 @@ _METHOD = (
     "compared on the test part where both arms have one (read once, at the best validation "
     "epoch), otherwise by their best validation metric. At equal steps and at equal compute, the "
     "arm gets what the baseline's run of the same seed took, and both are read off the best "
-    "validation metric so far, interpolated between evaluations. A run that stopped early keeps "
-    "its best.",
+    "validation metric so far, interpolated between evaluations; where the budget of a seed ends "
+    "before the first evaluation, that task has no such comparison. A run that stopped early "
+    "keeps its best.",
     "Compute is the time of training and meta-updates, spread evenly over the steps of a run: "
     "processor time on a CPU, where other runs beside it must not count, and wall time on an "
     "accelerator. Evaluation, logging and the search that tuned a baseline are not in it.",

@@ -109,8 +109,9 @@ def table2(collection: Collection) -> Table:
             "Mean ± standard deviation over n seeds. Gains are paired over common seeds, in "
             "percent of AdamW's mean, positive is better whichever way the metric points; on the "
             "test part where there is one. At equal steps and equal compute: what AdamW's run of "
-            "the same seed took, on the validation part. Coloured: paired t-test, Holm-corrected "
-            "over tasks, p < 0.05. Time: training and meta-updates until early stopping. The "
+            "the same seed took, on the validation part; empty where that ends before the first "
+            "evaluation in any seed. Coloured: paired t-test, Holm-corrected over tasks, "
+            "p < 0.05. Time: training and meta-updates until early stopping. The "
             "columns named paper hold the paper's numbers: one seed, full size, paper protocol, "
             "its authors' machine."
         ),
