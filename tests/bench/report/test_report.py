@@ -160,6 +160,20 @@ def test_cells_without_runs_are_empty(place):
     assert rows["adamw"] == ["adamw", "", "", "87.02", *[""] * 8]
 
 
+def test_the_papers_numbers_stand_beside_its_own_arms_only(tmp_path):
+    write_run(tmp_path, "wikitext2", "adamw", 0)
+    for arm in ("metaadamw", "metaadamw-paper"):
+        for ablation in (None, "features-enhanced"):
+            write_run(tmp_path, "wikitext2", arm, 0, ablation=ablation)
+    write_report([tmp_path], tmp_path / "out")
+    text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    for arm, own, changed in (("metaadamw", "", ""), ("metaadamw-paper", "115.5", "121.0")):
+        rows = table(text, f"{arm}, one thing changed", "")
+        assert rows["adamw"][3] == "120.5"
+        assert rows[arm][3] == own
+        assert rows["features-enhanced: Enhanced"][3] == changed
+
+
 def test_failed_runs_are_counted_and_all_left_out_runs_are_named(place):
     text = (place / "out" / "report.md").read_text(encoding="utf-8")
     rows = table(text, "Table 2: best metric and time\n", "imdb")
