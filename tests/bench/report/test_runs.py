@@ -30,6 +30,8 @@ DAMAGES = {
     "disagree about seed": lambda run: change_json(run / "summary.json", seed=7),
     "seconds is missing": lambda run: change_json(run / "summary.json", seconds=None),
     "steps is missing": lambda run: change_json(run / "summary.json", steps="many"),
+    "best_metric is not a number": lambda run: change_json(run / "summary.json", best_metric="1"),
+    "test_metric is not a number": lambda run: change_json(run / "summary.json", test_metric="1"),
     "metric_direction is 'up'": lambda run: change_json(
         run / "summary.json", metric_direction="up"
     ),

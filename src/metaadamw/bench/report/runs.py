@@ -234,7 +234,7 @@ def _read(directory: Path, path: str) -> FinishedRun:
             raise _Unusable(f"summary.json and config.json disagree about {name}")
     if summary.get("status") != "finished":
         raise _Unusable(f"failed: {summary.get('error') or 'no reason given'}", cell)
-    best_metric = summary.get("best_metric")
+    best_metric = _optional_number(summary, "best_metric")
     if best_metric is None or not math.isfinite(best_metric):
         raise _Unusable("diverged: no finite validation metric", cell)
     seconds = _get(summary, "seconds", dict)
@@ -242,7 +242,6 @@ def _read(directory: Path, path: str) -> FinishedRun:
     if direction not in ("minimize", "maximize"):
         raise _Unusable(f"summary.json: metric_direction is {direction!r}")
     steps = int(_number(summary, "steps"))
-    test_metric = summary.get("test_metric")
     settings = config.get("arm_settings") or {}
     run_seconds = {name: _number(seconds, name) for name in _SECONDS}
     return FinishedRun(
@@ -256,8 +255,8 @@ def _read(directory: Path, path: str) -> FinishedRun:
         weight_decay=_number(config, "weight_decay"),
         metric_name=_get(summary, "metric_name", str),
         direction="minimize" if direction == "minimize" else "maximize",
-        best_metric=float(best_metric),
-        test_metric=None if test_metric is None else float(test_metric),
+        best_metric=best_metric,
+        test_metric=_optional_number(summary, "test_metric"),
         epochs=_number(summary, "epochs"),
         steps=steps,
         steps_per_epoch=int(_number(summary, "steps_per_epoch")),
@@ -305,6 +304,14 @@ def _number(content: dict[str, Any], name: str) -> float:
     if not isinstance(value, (int, float)) or not math.isfinite(value):
         raise _Unusable(f"{name} is missing or not a finite number")
     return value
+
+
+def _optional_number(content: dict[str, Any], name: str) -> float | None:
+    """What was not finite is written as null."""
+    value = content.get(name)
+    if value is not None and not isinstance(value, (int, float)):
+        raise _Unusable(f"{name} is not a number")
+    return None if value is None else float(value)
 
 
 def _environment(path: Path, device: str) -> str:
