@@ -154,6 +154,15 @@ def test_table_5_shares_are_of_seconds_of_one_clock(tmp_path):
         assert [row[4], row[6], row[7]] == ["20.0 %", "100.0", "15.0 %"]
 
 
+def test_claim_4_and_the_method_say_which_adamw_times_are_relative_to(place):
+    text = (place / "out" / "report.md").read_text(encoding="utf-8")
+    claim, method = text.index("4. At most 3 %"), text.index("How the numbers are made\n")
+    default = "torch.optim.AdamW as it is by default"
+    assert default in text[claim : text.index("5. Beyond")]
+    assert default in text[method:]
+    assert "docs/performance.md measures against fused AdamW" in text[method:]
+
+
 def test_cells_without_runs_are_empty(place):
     text = (place / "out" / "report.md").read_text(encoding="utf-8")
     rows = table(text, "Table 2: best metric and time\n", "cifar10")

@@ -32,7 +32,9 @@ _METHOD = (
     "keeps its best.",
     "Compute is the time of training and meta-updates, spread evenly over the steps of a run: "
     "processor time on a CPU, where other runs beside it must not count, and wall time on an "
-    "accelerator. Evaluation, logging and the search that tuned a baseline are not in it.",
+    "accelerator. Evaluation, logging and the search that tuned a baseline are not in it. AdamW is "
+    "torch.optim.AdamW as it is by default, on a CPU neither fused nor foreach; "
+    "docs/performance.md measures against fused AdamW, which is faster.",
     "Intervals: 95 %, bias-corrected and accelerated bootstrap of the mean paired difference, "
     "9,999 resamples, fixed generator; with five seeds such intervals are known to be too narrow. "
     "Tests: two-sided paired t-test and Wilcoxon signed-rank test; Holm's correction over the "
