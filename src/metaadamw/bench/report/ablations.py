@@ -58,7 +58,9 @@ def table3(collection: Collection, arm: str) -> Table | None:
             "its own tuned configuration, one seed, full size; empty beside arms that are not the "
             "paper's."
         ),
-        commands=commands(collection, [run for run in own if run.cell.ablation]),
+        commands=commands(
+            collection, [*own, *(run for run in collection.plain if run.cell.arm == BASELINE)]
+        ),
         paper_columns=frozenset(range(3, len(header), 3)),
     )
 
