@@ -21,6 +21,8 @@ TITLE = "MetaAdamW against its baselines"
 
 _METHOD = (
     "Every number on this page is computed from run directories; a cell without runs is empty. "
+    "The runs of a row differ in their seed alone, tuned and matched arms also in what they found; "
+    "runs with other settings are left out and listed at the end. "
     "The paper's numbers stand in columns of their own and are labelled so.",
     "Runs are paired by seed: the same seed means the same initial weights, the same batches and "
     "the same dropout. Gains are differences signed so that positive is better. Whole runs are "
