@@ -87,7 +87,7 @@ def write_run(
     }
     key = f"{task}-{arm}-{ablation}-{seed}-{lr}"
     config = {**common, "lr": lr, "weight_decay": 0.01, "max_steps": max_steps, "key": key}
-    config |= {"device": "cpu", "threads": 1}
+    config |= {"device": "cpu", "threads": 1, "steps_per_epoch": steps_per_epoch}
     environment = {"python": "3.12", "torch": "2.13.0", "metaadamw": "0.1", "cpu": "Synthetic CPU"}
     summary = {
         **common,

@@ -7,9 +7,9 @@ from metaadamw.bench.report.comparison import best_within, compare
 from metaadamw.bench.report.runs import read_runs
 
 
-def make(root, arm, metrics, seconds):
+def make(root, arm, metrics, seconds, seed=0):
     """A run on etth1 (lower is better) with these metrics after steps 10, 20, …"""
-    run = write_run(root, "etth1", arm, 0, protocol="paper")
+    run = write_run(root, "etth1", arm, seed, protocol="paper")
     lines = [
         {"kind": "evaluation", "step": 10 * n, "epoch": n, "split": "validation"}
         | {"loss": metric, "metric": metric}
@@ -53,3 +53,13 @@ def test_nothing_to_compare_before_the_first_evaluation(tmp_path):
     make(tmp_path, "metaadamw", [2.0], seconds=20)
     runs, _ = read_runs([tmp_path])
     assert compare(runs, "metaadamw", "adamw", "equal compute") == []
+
+
+def test_seeds_are_not_picked_by_whether_the_arm_was_fast(tmp_path):
+    for seed, seconds in enumerate((9, 11, 12)):  # the only evaluation is at the end
+        make(tmp_path, "adamw", [3.0], seconds=10, seed=seed)
+        make(tmp_path, "metaadamw", [2.0], seconds=seconds, seed=seed)
+    runs, _ = read_runs([tmp_path])
+    assert compare(runs, "metaadamw", "adamw", "equal compute") == []
+    (found,) = compare(runs, "metaadamw", "adamw", "equal steps")
+    assert found.seeds == (0, 1, 2)

@@ -50,7 +50,7 @@ def test_claim_1_wants_all_seeds_tasks_and_no_failures(tmp_path):
     write(tmp_path / "missing", dict.fromkeys(list(PAPER)[:4], 2.0))
     (result,) = judge(tmp_path / "missing")[0].results
     assert result.verdict == "not reached"
-    assert "No common seeds on imdb" in result.detail
+    assert "Nothing to compare on imdb" in result.detail
 
     write(tmp_path / "failed", dict.fromkeys(PAPER, 2.0))
     run = write_run(tmp_path / "failed", "imdb", OURS, 10)

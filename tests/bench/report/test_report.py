@@ -143,10 +143,44 @@ def test_table_2_numbers_are_those_of_the_runs(place):
     assert rows["metaadamw-paper"][3] == "0.005885"
 
 
+def test_table_5_shares_are_of_seconds_of_one_clock(tmp_path):
+    run = write_run(tmp_path, "etth1", "metaadamw", 0)
+    seconds = {"train": 60, "optimizer_step": 9, "meta": 20, "evaluation": 15, "logging": 5}
+    for wall in (101.0, 250.0):  # a busy machine lengthens the wall time alone
+        change_json(run / "summary.json", seconds=seconds | {"total": wall})
+        write_report([tmp_path], tmp_path / "out")
+        text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+        row = table(text, "Table 5: time per epoch and in total\n", "etth1")["metaadamw"]
+        assert [row[4], row[6], row[7]] == ["20.0 %", "100.0", "15.0 %"]
+
+
+def test_claim_4_and_the_method_say_which_adamw_times_are_relative_to(place):
+    text = (place / "out" / "report.md").read_text(encoding="utf-8")
+    claim, method = text.index("4. At most 3 %"), text.index("How the numbers are made\n")
+    default = "torch.optim.AdamW as it is by default"
+    assert default in text[claim : text.index("5. Beyond")]
+    assert default in text[method:]
+    assert "docs/performance.md measures against fused AdamW" in text[method:]
+
+
 def test_cells_without_runs_are_empty(place):
     text = (place / "out" / "report.md").read_text(encoding="utf-8")
     rows = table(text, "Table 2: best metric and time\n", "cifar10")
     assert rows["adamw"] == ["adamw", "", "", "87.02", *[""] * 8]
+
+
+def test_the_papers_numbers_stand_beside_its_own_arms_only(tmp_path):
+    write_run(tmp_path, "wikitext2", "adamw", 0)
+    for arm in ("metaadamw", "metaadamw-paper"):
+        for ablation in (None, "features-enhanced"):
+            write_run(tmp_path, "wikitext2", arm, 0, ablation=ablation)
+    write_report([tmp_path], tmp_path / "out")
+    text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    for arm, own, changed in (("metaadamw", "", ""), ("metaadamw-paper", "115.5", "121.0")):
+        rows = table(text, f"{arm}, one thing changed", "")
+        assert rows["adamw"][3] == "120.5"
+        assert rows[arm][3] == own
+        assert rows["features-enhanced: Enhanced"][3] == changed
 
 
 def test_failed_runs_are_counted_and_all_left_out_runs_are_named(place):

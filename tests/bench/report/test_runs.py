@@ -30,6 +30,8 @@ DAMAGES = {
     "disagree about seed": lambda run: change_json(run / "summary.json", seed=7),
     "seconds is missing": lambda run: change_json(run / "summary.json", seconds=None),
     "steps is missing": lambda run: change_json(run / "summary.json", steps="many"),
+    "best_metric is not a number": lambda run: change_json(run / "summary.json", best_metric="1"),
+    "test_metric is not a number": lambda run: change_json(run / "summary.json", test_metric="1"),
     "metric_direction is 'up'": lambda run: change_json(
         run / "summary.json", metric_direction="up"
     ),
@@ -91,42 +93,6 @@ def test_another_learning_rate_is_another_cell(tmp_path):
     runs, left_out = read_runs([tmp_path])
     assert left_out == []
     assert [(run.cell.ablation, run.rate) for run in runs] == [(None, 1e-3), ("lr=0.004", 4e-3)]
-
-
-def test_learning_rates_of_a_sweep_come_from_one_command(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for seed in (0, 1):
-        write_run(tmp_path, "etth1", "adamw", seed)
-        for factor in (0.25, 4):
-            place = f"clean-small/etth1/adamw+lr-x{factor:g}/seed{seed}"
-            write_run(tmp_path, "etth1", "adamw", seed, lr=factor * 1e-3, place=place)
-    runs, left_out = read_runs([tmp_path])
-    assert left_out == []
-    assert {(run.cell.ablation, run.rate) for run in runs if run.is_rate_variant} == {
-        ("lr-x0.25", 2.5e-4),
-        ("lr-x4", 4e-3),
-    }
-    assert sorted(run_commands(runs))[0] == (
-        "metaadamw sweep --tasks etth1 --arms adamw --lr-factors 0.25,4 --seeds 0-1 "
-        "--protocol clean --size small --out ."
-    )
-
-
-def test_commands_make_the_runs_again(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for seed in (0, 1, 2, 5):
-        write_run(tmp_path / "runs", "etth1", "adamw", seed)
-    write_run(tmp_path / "runs", "imdb", "metaadamw", 0)
-    write_run(tmp_path / "runs", "imdb", "metaadamw", 0, ablation="gating-on")
-    write_run(tmp_path / "runs", "imdb", "metaadamw", 0, lr=4e-3, place="one")
-    runs, _ = read_runs([tmp_path / "runs"])
-    options = "--protocol clean --size small --out"
-    assert sorted(run_commands(runs)) == [
-        f"metaadamw run imdb --arm metaadamw --lr 0.004 --seed 0 {options} runs/one",
-        f"metaadamw sweep --tasks etth1,imdb --arms metaadamw,adamw --seeds 0-2,5 {options} runs",
-        "metaadamw sweep --tasks imdb --arms metaadamw --ablations gating-on "
-        f"--ablation-arm metaadamw --seeds 0 {options} runs",
-    ]
 
 
 def test_runs_of_another_length_are_apart(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ from metaadamw.bench.report import numbers
 from metaadamw.bench.report.collection import BASELINE, Collection
 from metaadamw.bench.report.comparison import Comparison
 from metaadamw.bench.report.document import Table, Text
-from metaadamw.bench.report.paper import PAPER, TABLE3
+from metaadamw.bench.report.paper import PAPER, PAPER_ARMS, TABLE3
 from metaadamw.bench.report.tables import commands
 
 __all__ = ["table3"]
@@ -55,9 +55,12 @@ def table3(collection: Collection, arm: str) -> Table | None:
             "common seeds in percent, negative is worse, as in the paper; coloured where the "
             "paired t-test says so after Holm's correction over tasks. Each configuration is one "
             "setting of the arm changed. The paper's column: its value for the same change, from "
-            "its own tuned configuration, one seed, full size."
+            "its own tuned configuration, one seed, full size; empty beside arms that are not the "
+            "paper's."
         ),
-        commands=commands(collection, [run for run in own if run.cell.ablation]),
+        commands=commands(
+            collection, [*own, *(run for run in collection.plain if run.cell.arm == BASELINE)]
+        ),
         paper_columns=frozenset(range(3, len(header), 3)),
     )
 
@@ -91,10 +94,11 @@ def _change(found: Comparison | None) -> Text:
 
 
 def _paper(task: str, arm: str, ablation: str | None) -> str:
-    if task not in PAPER:
+    if task not in PAPER or arm not in PAPER_ARMS:
         return ""
     if ablation is None:
-        return numbers.metric(PAPER[task].adamw if arm == BASELINE else PAPER[task].metaadamw)
+        adamw = PAPER_ARMS[arm] == "adamw"
+        return numbers.metric(PAPER[task].adamw if adamw else PAPER[task].metaadamw)
     known = ABLATIONS.get(ablation)
     row = (known.section, known.configuration) if known else ("", "")
     value = TABLE3.get(row, {}).get(task)

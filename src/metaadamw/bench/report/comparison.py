@@ -139,6 +139,8 @@ def compare(
 ) -> list[Comparison]:
     """Compare two arms on every task where they have seeds in common.
 
+    A budget that ends before the first evaluation of a run, in one seed or more, allows none.
+
     Args:
         runs: the runs of one setting.
         arm: the arm.
@@ -162,7 +164,8 @@ def compare(
             if (mine_scored := score(a, b)) is not None
             and (theirs_scored := score(b, b)) is not None
         }
-        if not scored:
+        # Where some seeds have no score under the budget, those that do are the lucky ones.
+        if not scored or len(scored) < len(pairs):
             continue
         sign = 1 if next(iter(mine.values())).direction == "maximize" else -1
         values, baseline_values = zip(*scored.values(), strict=True)

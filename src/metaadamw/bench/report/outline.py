@@ -21,17 +21,22 @@ TITLE = "MetaAdamW against its baselines"
 
 _METHOD = (
     "Every number on this page is computed from run directories; a cell without runs is empty. "
+    "The runs of a row differ in their seed alone, tuned and matched arms also in what they found; "
+    "runs with other settings are left out and listed at the end. "
     "The paper's numbers stand in columns of their own and are labelled so.",
     "Runs are paired by seed: the same seed means the same initial weights, the same batches and "
     "the same dropout. Gains are differences signed so that positive is better. Whole runs are "
     "compared on the test part where both arms have one (read once, at the best validation "
     "epoch), otherwise by their best validation metric. At equal steps and at equal compute, the "
     "arm gets what the baseline's run of the same seed took, and both are read off the best "
-    "validation metric so far, interpolated between evaluations. A run that stopped early keeps "
-    "its best.",
+    "validation metric so far, interpolated between evaluations; where the budget of a seed ends "
+    "before the first evaluation, that task has no such comparison. A run that stopped early "
+    "keeps its best.",
     "Compute is the time of training and meta-updates, spread evenly over the steps of a run: "
     "processor time on a CPU, where other runs beside it must not count, and wall time on an "
-    "accelerator. Evaluation, logging and the search that tuned a baseline are not in it.",
+    "accelerator. Evaluation, logging and the search that tuned a baseline are not in it. AdamW is "
+    "torch.optim.AdamW as it is by default, on a CPU neither fused nor foreach; "
+    "docs/performance.md measures against fused AdamW, which is faster.",
     "Intervals: 95 %, bias-corrected and accelerated bootstrap of the mean paired difference, "
     "9,999 resamples, fixed generator; with five seeds such intervals are known to be too narrow. "
     "Tests: two-sided paired t-test and Wilcoxon signed-rank test; Holm's correction over the "

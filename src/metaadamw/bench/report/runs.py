@@ -5,16 +5,33 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from metaadamw.bench.places import RATE as SWEPT_RATE
+from metaadamw.bench.report.asked import Asked, asked
+from metaadamw.bench.report.json_fields import (
+    Unusable,
+    get,
+    number,
+    optional_number,
+    read_object,
+)
+from metaadamw.bench.report.likeness import (
+    Settings,
+    difference,
+    learning_rate,
+    only_the_rate_differs,
+    settings_of,
+    usual_settings,
+)
 from metaadamw.bench.report.setting import Cell, Setting
 
 __all__ = [
@@ -70,6 +87,8 @@ class FinishedRun:
         path: its directory below the root it was found in.
         shown_directory: its directory as a command names it.
         sweep: the directory of the sweep that places it where it is; None if none does.
+        settings: what the runs of its cell agree on.
+        asked: what its command has to say besides task, arm, seed and length.
         rate: its learning rate, before an arm's own factor.
     """
 
@@ -79,6 +98,8 @@ class FinishedRun:
     key: str
     shown_directory: str
     sweep: str | None
+    settings: Settings = field(repr=False)
+    asked: Asked
     rate: float
     weight_decay: float
     metric_name: str
@@ -106,31 +127,32 @@ class FinishedRun:
         return self.seconds["train"] + self.seconds["meta"]
 
     @property
+    def total(self) -> float:
+        """All that the run spent its seconds on, by the clock that measures the parts."""
+        return sum(self.seconds[name] for name in _PARTS)
+
+    @property
     def optimization(self) -> float:
         """The part of ``compute`` that the optimizer takes for itself."""
         return self.seconds["optimizer_step"] + self.seconds["meta"]
 
 
-_SECONDS = ("train", "optimizer_step", "meta", "evaluation", "logging", "total")
+_PARTS = ("train", "meta", "evaluation", "logging")
+# The summary's own total is wall time, and on a CPU its parts are not.
+_SECONDS = (*_PARTS, "optimizer_step")
 
 
 class LeftOut(NamedTuple):
     """A run directory that takes no part in the report.
 
-    ``cell`` is given where the run itself failed or diverged, so that tables can say so.
+    ``cell`` and ``settings`` are given where the run itself failed or diverged, so that tables can
+    say so.
     """
 
     path: str
     reason: str
     cell: Cell | None = None
-
-
-class _Unusable(Exception):
-    """Why a run directory is left out."""
-
-    def __init__(self, reason: str, cell: Cell | None = None) -> None:
-        super().__init__(reason)
-        self.cell = cell
+    settings: Settings = MappingProxyType({})
 
 
 def read_runs(roots: Sequence[Path]) -> tuple[list[FinishedRun], list[LeftOut]]:
@@ -147,11 +169,18 @@ def read_runs(roots: Sequence[Path]) -> tuple[list[FinishedRun], list[LeftOut]]:
     for directory, path in _directories(roots):
         try:
             read.append(_read(directory, path))
-        except _Unusable as problem:
-            left_out.append(LeftOut(path, str(problem), problem.cell))
+        except Unusable as problem:
+            left_out.append(LeftOut(path, str(problem), problem.cell, problem.settings))
+    read = list(_with_rate_variants(read))
+    usual = usual_settings(read)
+    left_out = [_of_its_cell(entry, usual) for entry in left_out]
     finished: dict[tuple[Cell, int], FinishedRun] = {}
     # Where a sweep would put a run, it goes first.
-    for run in sorted(_with_rate_variants(read), key=lambda run: run.sweep is None):
+    for run in sorted(read, key=lambda run: run.sweep is None):
+        unlike = difference(run.settings, usual[run.cell])
+        if unlike:
+            left_out.append(LeftOut(run.path, unlike))
+            continue
         other = finished.setdefault((run.cell, run.seed), run)
         if other is not run:
             same = "the same run as" if other.key == run.key else "other settings than"
@@ -164,16 +193,22 @@ def read_runs(roots: Sequence[Path]) -> tuple[list[FinishedRun], list[LeftOut]]:
 
 def _with_rate_variants(runs: Sequence[FinishedRun]) -> Iterator[FinishedRun]:
     """Give runs with another learning rate than the sweep's of the same arm a cell of their own."""
-    swept: dict[Cell, set[float]] = {}
+    swept = usual_settings(run for run in runs if run.sweep is not None)
     for run in runs:
-        if run.sweep is not None:
-            swept.setdefault(run.cell, set()).add(run.rate)
-    for run in runs:
-        rates = swept.get(run.cell, {run.rate})
-        if run.cell.ablation is None and run.sweep is None and run.rate not in rates:
+        usual = swept.get(run.cell, run.settings)
+        own = run.cell.ablation is None and run.sweep is None
+        if own and only_the_rate_differs(run.settings, usual):
             yield replace(run, cell=run.cell._replace(ablation=f"{RATE}{run.rate:g}"))
         else:
             yield run
+
+
+def _of_its_cell(entry: LeftOut, usual: Mapping[Cell, Settings]) -> LeftOut:
+    """A run that failed with other settings is no failure of the cell."""
+    if entry.cell is None or entry.cell not in usual:
+        return entry
+    unlike = difference(entry.settings, usual[entry.cell])
+    return LeftOut(entry.path, f"{entry.reason}; {unlike}") if unlike else entry
 
 
 def _order(run: FinishedRun) -> tuple[Any, ...]:
@@ -212,48 +247,55 @@ def _directories(roots: Sequence[Path]) -> Iterator[tuple[Path, str]]:
 
 
 def _read(directory: Path, path: str) -> FinishedRun:
-    config = _json(directory / "config.json")
+    config = {"arm_settings": {}, **read_object(directory / "config.json")}
+    get(config, "arm_settings", dict)
+    number(config, "lr")
     try:
         setting = Setting.of(config)
     except ValueError as error:
-        raise _Unusable(f"config.json: {error}") from None
-    arm = _get(config, "arm", str)
+        raise Unusable(f"config.json: {error}") from None
+    arm = get(config, "arm", str)
     variant = directory.parent.name.removeprefix(f"{arm}+")
     ablation = variant if variant.startswith(SWEPT_RATE) else config.get("ablation")
-    cell = Cell(setting, _get(config, "task", str), arm, ablation)
-    summary = _json(directory / "summary.json")
+    cell = Cell(setting, get(config, "task", str), arm, ablation)
+    weight_decay = number(config, "weight_decay")
+    try:
+        rate, settings, words = learning_rate(config), settings_of(config), asked(config)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise Unusable(f"config.json: {type(error).__name__}: {error}") from None
+    summary = read_object(directory / "summary.json")
     for name in ("task", "arm", "seed", "protocol", "size"):
         if summary.get(name) != config.get(name):
-            raise _Unusable(f"summary.json and config.json disagree about {name}")
+            raise Unusable(f"summary.json and config.json disagree about {name}")
     if summary.get("status") != "finished":
-        raise _Unusable(f"failed: {summary.get('error') or 'no reason given'}", cell)
-    best_metric = summary.get("best_metric")
+        raise Unusable(f"failed: {summary.get('error') or 'no reason given'}", cell, settings)
+    best_metric = optional_number(summary, "best_metric")
     if best_metric is None or not math.isfinite(best_metric):
-        raise _Unusable("diverged: no finite validation metric", cell)
-    seconds = _get(summary, "seconds", dict)
-    direction = _get(summary, "metric_direction", str)
+        raise Unusable("diverged: no finite validation metric", cell, settings)
+    seconds = get(summary, "seconds", dict)
+    direction = get(summary, "metric_direction", str)
     if direction not in ("minimize", "maximize"):
-        raise _Unusable(f"summary.json: metric_direction is {direction!r}")
-    steps = int(_number(summary, "steps"))
-    test_metric = summary.get("test_metric")
-    settings = config.get("arm_settings") or {}
-    run_seconds = {name: _number(seconds, name) for name in _SECONDS}
+        raise Unusable(f"summary.json: metric_direction is {direction!r}")
+    steps = int(number(summary, "steps"))
+    run_seconds = {name: number(seconds, name) for name in _SECONDS}
     return FinishedRun(
         path=path,
         cell=cell,
-        seed=int(_number(config, "seed")),
+        seed=int(number(config, "seed")),
         key=str(config.get("key")),
         shown_directory=shown(directory),
         sweep=_sweep(directory, cell, config),
-        rate=float(f"{_number(config, 'lr') / (settings.get('mean_alpha') or 1.0):.6g}"),
-        weight_decay=_number(config, "weight_decay"),
-        metric_name=_get(summary, "metric_name", str),
+        settings=settings,
+        asked=words,
+        rate=rate,
+        weight_decay=weight_decay,
+        metric_name=get(summary, "metric_name", str),
         direction="minimize" if direction == "minimize" else "maximize",
-        best_metric=float(best_metric),
-        test_metric=None if test_metric is None else float(test_metric),
-        epochs=_number(summary, "epochs"),
+        best_metric=best_metric,
+        test_metric=optional_number(summary, "test_metric"),
+        epochs=number(summary, "epochs"),
         steps=steps,
-        steps_per_epoch=int(_number(summary, "steps_per_epoch")),
+        steps_per_epoch=int(number(summary, "steps_per_epoch")),
         stopped_early=bool(summary.get("stopped_early")),
         parameters=summary.get("parameters"),
         seconds=run_seconds,
@@ -275,33 +317,8 @@ def _sweep(directory: Path, cell: Cell, config: dict[str, Any]) -> str | None:
     return shown(absolute.parents[3]) if absolute.parts[-4:] == place else None
 
 
-def _json(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        raise _Unusable(f"unfinished: no {path.name}")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise _Unusable(f"{path.name} cannot be read: {error}") from None
-    if not isinstance(content, dict):
-        raise _Unusable(f"{path.name} is not an object")
-    return content
-
-
-def _get(content: dict[str, Any], name: str, kind: type) -> Any:
-    if not isinstance(content.get(name), kind):
-        raise _Unusable(f"{name} is missing or not a {kind.__name__}")
-    return content[name]
-
-
-def _number(content: dict[str, Any], name: str) -> float:
-    value = content.get(name)
-    if not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise _Unusable(f"{name} is missing or not a finite number")
-    return value
-
-
 def _environment(path: Path, device: str) -> str:
-    content = _json(path)
+    content = read_object(path)
     machine = content.get("cpu") if device == "cpu" else content.get("accelerator") or device
     return (
         f"{machine}, {content.get('threads')} CPU thread(s), torch {content.get('torch')}, "
@@ -317,9 +334,9 @@ def _evaluations(path: Path, steps: int, compute: float) -> Iterator[Evaluation]
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (ValueError, OSError):
-        raise _Unusable("metrics.jsonl is missing or cannot be read") from None
+        raise Unusable("metrics.jsonl is missing or cannot be read") from None
     found = False
-    for number, line in enumerate(lines, start=1):
+    for row, line in enumerate(lines, start=1):
         try:
             entry = json.loads(line)
             if entry["kind"] == "evaluation" and entry["split"] == "validation":
@@ -332,9 +349,9 @@ def _evaluations(path: Path, steps: int, compute: float) -> Iterator[Evaluation]
                     _float(entry["metric"]),
                 )
         except (ValueError, KeyError, TypeError):
-            raise _Unusable(f"metrics.jsonl: line {number} cannot be read") from None
+            raise Unusable(f"metrics.jsonl: line {row} cannot be read") from None
     if not found:
-        raise _Unusable("metrics.jsonl: no validation")
+        raise Unusable("metrics.jsonl: no validation")
 
 
 def _float(value: float | None) -> float:
@@ -354,4 +371,4 @@ def _modulation(path: Path) -> Modulation | None:
         beta = np.stack([column[f"{group}/beta"] for group in groups], axis=1)
         return Modulation(column["step"], groups, alpha, beta)
     except (ValueError, KeyError, IndexError, OSError):
-        raise _Unusable("modulation.csv cannot be read") from None
+        raise Unusable("modulation.csv cannot be read") from None

@@ -36,7 +36,8 @@ class Setting(NamedTuple):
         if protocol not in ("paper", "clean") or size not in ("small", "full"):
             raise ValueError(f"protocol is {protocol!r}, size is {size!r}")
         epochs, task = config.get("epochs"), config.get("task")
-        if task in task_names() and epochs in get_task(task).max_epochs(protocol, size).values():
+        kind = "metaadamw" if "modulator" in config.get("arm_settings", {}) else "adamw"
+        if task in task_names() and epochs == get_task(task).max_epochs(protocol, size)[kind]:
             epochs = None
         return cls(protocol, size, config.get("max_steps"), epochs)
 

@@ -109,8 +109,9 @@ def table2(collection: Collection) -> Table:
             "Mean ± standard deviation over n seeds. Gains are paired over common seeds, in "
             "percent of AdamW's mean, positive is better whichever way the metric points; on the "
             "test part where there is one. At equal steps and equal compute: what AdamW's run of "
-            "the same seed took, on the validation part. Coloured: paired t-test, Holm-corrected "
-            "over tasks, p < 0.05. Time: training and meta-updates until early stopping. The "
+            "the same seed took, on the validation part; empty where that ends before the first "
+            "evaluation in any seed. Coloured: paired t-test, Holm-corrected over tasks, "
+            "p < 0.05. Time: training and meta-updates until early stopping. The "
             "columns named paper hold the paper's numbers: one seed, full size, paper protocol, "
             "its authors' machine."
         ),
@@ -176,7 +177,7 @@ def table5(collection: Collection) -> Table:
             "" if per_step is None or arm == BASELINE else numbers.percent(100 * (per_step - 1)),
             _share(runs, "meta"),
             numbers.epochs(run.epochs for run in runs),
-            numbers.seconds(run.seconds["total"] for run in runs),
+            numbers.seconds(run.total for run in runs),
             _share(runs, "evaluation"),
             *_paper_times(task, arm),
         ]
@@ -188,7 +189,9 @@ def table5(collection: Collection) -> Table:
         rows=list(_rows(collection, len(header), row)),
         note=(
             "Mean ± standard deviation over n seeds. Epoch: training and meta-updates of one pass "
-            "over the training part. Total: the whole run with evaluation and logging. "
+            "over the training part. Total, of which the shares are: training, meta-updates, "
+            "evaluation and logging, by the same clock; what a run does between them is not "
+            "counted. "
             + (
                 "Measured on "
                 if len(environments) == 1
@@ -203,7 +206,7 @@ def table5(collection: Collection) -> Table:
 
 
 def _share(runs: Sequence[FinishedRun], name: str) -> str:
-    total = sum(run.seconds["total"] for run in runs)
+    total = sum(run.total for run in runs)
     return f"{100 * sum(run.seconds[name] for run in runs) / total:.1f} %" if total else ""
 
 
