@@ -40,7 +40,7 @@ class Layout:
     ) -> None:
         counts = [len(group["params"]) for group in param_groups]
         group_of = list(itertools.chain.from_iterable([g] * n for g, n in enumerate(counts)))
-        self.param_ids = tuple(id(p) for group in param_groups for p in group["params"])
+        self.tensors = _tensors(param_groups)
         self.device, self.dtype = device, dtype
         self.sizes, self.groups = counts, group_of
         self.zero = torch.zeros((), dtype=dtype, device=device)
@@ -92,8 +92,8 @@ class Layout:
         return host.to(self.device, non_blocking=True)
 
     def fits(self, param_groups: Sequence[Mapping[str, Any]]) -> bool:
-        """Whether the param groups still hold the tensors this layout was made for."""
-        return self.param_ids == tuple(id(p) for group in param_groups for p in group["params"])
+        """Whether the param groups still hold the tensors this was made for, where they were."""
+        return self.tensors == _tensors(param_groups)
 
     def stack(self, values: Sequence[Tensor]) -> Tensor:
         """Scalars of any device and precision as one vector."""
@@ -194,6 +194,12 @@ class Layout:
         """Inner products of the groups' concatenated tensors, [G] for each pair."""
         with full_precision(self.device):
             return [product @ self.sum for product in self.products(columns, pairs).values()]
+
+
+def _tensors(
+    param_groups: Sequence[Mapping[str, Any]],
+) -> list[tuple[int, torch.device, torch.dtype]]:
+    return [(id(p), p.device, p.dtype) for group in param_groups for p in group["params"]]
 
 
 def flat(tensor: Tensor) -> Tensor:
