@@ -54,9 +54,9 @@ class Layout:
         distributed = any(is_distributed(p) for p in params)
         self.shards = Shards(params) if distributed else None
         self.shares = self.vector([] if self.shards is None else self.shards.shares)
-        self.group_of = torch.tensor(group_of, dtype=torch.long).to(device)
+        self.group_of = torch.tensor(group_of, dtype=torch.long, device="cpu").to(device)
         # Sums and means over the tensors of a group are one small matrix product.
-        membership = torch.zeros(len(counts), len(group_of), dtype=dtype)
+        membership = torch.zeros(len(counts), len(group_of), dtype=dtype, device="cpu")
         for row, start, n in zip(
             range(len(counts)), itertools.accumulate([0, *counts]), counts, strict=False
         ):
@@ -88,7 +88,7 @@ class Layout:
         if any(isinstance(value, Tensor) for value in values):
             return self.stack([(self.zero + value).reshape(()) for value in values])
         pinned = self.device.type == "cuda"
-        host = torch.tensor(values, dtype=self.dtype, pin_memory=pinned)
+        host = torch.tensor(values, dtype=self.dtype, device="cpu", pin_memory=pinned)
         return host.to(self.device, non_blocking=True)
 
     def fits(self, param_groups: Sequence[Mapping[str, Any]]) -> bool:
