@@ -7,12 +7,14 @@ must run in a process of its own; not a test.
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import nn
 from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from metaadamw import MetaAdamW, MetaConfig, ModulatorConfig
@@ -72,3 +74,35 @@ def steps(
             "moments": [str(s["exp_avg"].device) for s in state],
             "unwaited": copies.unwaited,
         }
+
+
+def moved_steps(build: Any, options: Any, what: str) -> dict[str, Any]:
+    """A model that moves after the optimizer is built, and back later; where all is then."""
+    first, second = devices(["a", "cpu"])
+    # Fake tensors remember each other, which alone is no reason not to move them.
+    unknown = patch("weakref.getweakrefs", lambda _: [])
+    with FakeTensorMode(), Copies() as copies, unknown:
+        model = build()
+        groups = [{"params": [p], "name": n} for n, p in zip("ab", model.parameters(), strict=True)]
+        optimizer = MetaAdamW(groups, capturable=True, **options())
+        model.to(first)
+        _train(model, optimizer)
+        found = _places(optimizer)
+        model.to(second)
+        for state in optimizer.state.values() if what == "state as well" else ():
+            state |= {key: tensor.to(second) for key, tensor in state.items()}
+        _train(model, optimizer)
+        return {"devices": found, "later": _places(optimizer), "unwaited": copies.unwaited}
+
+
+def _train(model: nn.Module, optimizer: MetaAdamW) -> None:
+    for _ in range(3):
+        for param in model.parameters():
+            param.grad = torch.ones_like(param)
+        optimizer.step()
+
+
+def _places(optimizer: MetaAdamW) -> set[str]:
+    """The devices of everything that an optimizer keeps."""
+    leaves, _ = tree_flatten([optimizer.state_dict(), [*optimizer.modulation]])
+    return {str(leaf.device) for leaf in leaves if isinstance(leaf, torch.Tensor)}

@@ -149,7 +149,7 @@ def adamw_foreach(
     beta1, beta2 = betas
     if steps[0].is_cpu and not capturable:
         # A wrapped scalar: adding the number 1 would wrap it anew for every counter.
-        torch._foreach_add_(steps, torch.tensor(1.0), alpha=1.0)
+        torch._foreach_add_(steps, torch.tensor(1.0, device="cpu"), alpha=1.0)
     else:
         torch._foreach_add_(steps, 1)
 

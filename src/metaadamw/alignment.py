@@ -17,12 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
-from metaadamw.evaluation import once_differentiable, twice_differentiable
+from metaadamw.evaluation import NoSecondDerivative, twice_differentiable
+from metaadamw.graphs import once_differentiable
 from metaadamw.lookahead import Lookahead, Term
 from metaadamw.objectives import Alignment, gradient_alignment
 from metaadamw.tokens import real_view
 
-__all__ = ["HessianProduct", "NoSecondDerivative", "alignment_term"]
+__all__ = ["HessianProduct", "alignment_term"]
 
 HessianProduct = Literal["exact", "finite_difference", "forward_difference"]
 
@@ -32,14 +33,6 @@ _NO_SECOND_DERIVATIVE = (
     "differentiate twice",
     "donated buffers",  # of torch.compile, whose backward pass may run only once
 )
-_NEEDS = (
-    "hvp='exact' needs a second derivative that this model does not have ({}); "
-    "hvp='finite_difference' needs none"
-)
-
-
-class NoSecondDerivative(RuntimeError):
-    """The model has a kernel without second derivative, or is compiled."""
 
 
 def alignment_term(
@@ -60,7 +53,7 @@ def alignment_term(
     modules = lookahead.evaluation.model.modules()
     sharded = lookahead.evaluation.ranks.distributed
     if sharded and hvp == "exact":
-        raise NoSecondDerivative(_NEEDS.format("its parameters are sharded over processes"))
+        raise NoSecondDerivative("its parameters are sharded over processes")
     if hvp == "auto" and (
         sharded or any(isinstance(m, (nn.RNNBase, nn.RNNCellBase)) for m in modules)
     ):
@@ -108,7 +101,7 @@ def _no_second_derivative() -> Iterator[None]:
         yield
     except RuntimeError as error:
         if any(phrase in str(error) for phrase in _NO_SECOND_DERIVATIVE):
-            raise NoSecondDerivative(_NEEDS.format(error)) from error
+            raise NoSecondDerivative(error) from error
         raise
 
 
@@ -118,7 +111,7 @@ def _exact(lookahead: Lookahead, batch2: Any) -> Term:
     with twice_differentiable(), _no_second_derivative():
         _, updated = evaluation.gradient("batch2", batch2, create_graph=True)
         if once_differentiable(updated):
-            raise NoSecondDerivative(_NEEDS.format("a kernel is marked once_differentiable"))
+            raise NoSecondDerivative("a kernel is marked once_differentiable")
         means = evaluation.ranks.mean(evaluation.params, updated)
         alignment, reals, _ = _alignment(lookahead, means)
         edges, q = [], []

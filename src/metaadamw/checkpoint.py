@@ -198,7 +198,7 @@ def _check_meta_optimizer(saved: Mapping[str, Any], own: Mapping[str, Any]) -> N
         return
     shapes = [*own["modulator"].values(), own["raw_log_variances"]]
     moments = [t for t in shapes if t.is_floating_point()]
-    count = torch.empty(())
+    count = torch.empty((), device="cpu")
     _check_like("meta_optimizer", state, {"step": count, "exp_avg": moments, "exp_avg_sq": moments})
 
 
@@ -310,7 +310,9 @@ def _check_moments(
             for key in (*MOMENTS, *({LOW_BITS, *WINDOW_KEYS} & entry.keys())):
                 _check_like(f"{where}: {key}", entry[key], param)
             step = entry["step"]
-            if not isinstance(step, (int, float, Tensor)) or torch.as_tensor(step).numel() != 1:
+            if not isinstance(step, (int, float)) and not (
+                isinstance(step, Tensor) and step.numel() == 1
+            ):
                 raise ValueError(f"{where}: step must be a number, got {step!r}")
 
 
@@ -332,7 +334,9 @@ def restore_moments(
             dtypes[LOW_BITS] = torch.int16
         for key, dtype in dtypes.items():
             state[param][key] = entry[key].to(device=param.device, dtype=dtype, copy=True)
-        step = torch.as_tensor(state[param]["step"], dtype=torch.float32)
-        state[param]["step"] = step.clone()
+        step = state[param]["step"]
+        if not isinstance(step, Tensor):
+            step = torch.tensor(step, device="cpu")
+        state[param]["step"] = step.to(torch.float32, copy=True)
         if WINDOW_STEP in entry:
-            state[param][WINDOW_STEP] = entry[WINDOW_STEP].to(step, copy=True)
+            state[param][WINDOW_STEP] = entry[WINDOW_STEP].to(state[param]["step"], copy=True)

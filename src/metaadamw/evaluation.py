@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -13,13 +13,28 @@ from torch.autograd.graph import GradientEdge
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaadamw.distributed import is_distributed, local_gradient
+from metaadamw.graphs import hides_parameters, leaves
 from metaadamw.precision import full_precision
 from metaadamw.ranks import Ranks
 from metaadamw.undisturbed import RandomStreams, devices_of
 
-__all__ = ["Evaluation", "LossFunction", "once_differentiable", "twice_differentiable"]
+__all__ = ["Evaluation", "LossFunction", "NoSecondDerivative", "twice_differentiable"]
 
 LossFunction = Callable[[nn.Module, Any], Tensor]
+
+
+class NoSecondDerivative(RuntimeError):
+    """The model has a kernel without second derivative, or is compiled or checkpointed.
+
+    Args:
+        why: what stands in the way.
+    """
+
+    def __init__(self, why: object) -> None:
+        super().__init__(
+            f"hvp='exact' needs a second derivative that this model does not have ({why}); "
+            "hvp='finite_difference' needs none"
+        )
 
 
 @contextmanager
@@ -35,25 +50,6 @@ def twice_differentiable() -> Iterator[None]:
         finally:
             if enabled:
                 cudnn.enabled = True
-
-
-def once_differentiable(gradients: Iterable[Tensor | None]) -> bool:
-    """Whether a kernel behind ``gradients`` is marked as differentiable only once.
-
-    Such a kernel (``torch.autograd.function.once_differentiable``) hangs an error node beside the
-    graph that ``autograd.grad`` walks: the product would silently lack its part.
-    """
-    pending = [g.grad_fn for g in gradients if g is not None and g.grad_fn is not None]
-    seen = set(pending)
-    while pending:
-        node = pending.pop()
-        if node.name() == "torch::autograd::Error":
-            return True
-        for following, _ in node.next_functions:
-            if following is not None and following not in seen:
-                seen.add(following)
-                pending.append(following)
-    return False
 
 
 class Evaluation:
@@ -131,6 +127,7 @@ class Evaluation:
         Raises:
             ValueError: the loss is not a scalar, has no graph, or depends on none of the
                 optimizer's parameters.
+            NoSecondDerivative: ``create_graph`` of a model that hides parameters from the graph.
         """
         (loss, grads), losses = self.ranks.attempt(
             name,
@@ -172,6 +169,10 @@ class Evaluation:
     def _differentiate(self, loss: Tensor, *, create_graph: bool) -> list[Tensor | None]:
         if self.ranks.sharded:
             return self.ranks.backward(loss, self.params)
+        if hides_parameters(loss):
+            if create_graph:
+                raise NoSecondDerivative("activation checkpoints have one with use_reentrant=False")
+            return self._backward(loss)
         # A frozen parameter is one without a gradient.
         trained = [p for p in self.params if p.requires_grad]
         found = iter(
@@ -180,6 +181,17 @@ class Evaluation:
             else ()
         )
         return [next(found) if p.requires_grad else None for p in self.params]
+
+    def _backward(self, loss: Tensor) -> list[Tensor | None]:
+        """Gradients through ``.grad``, which is put back, also that of a batch."""
+        kept = [(leaf, leaf.grad) for leaf in leaves(loss)]
+        try:
+            for leaf, _ in kept:
+                leaf.grad = None
+            return self.ranks.backward(loss, self.params)
+        finally:
+            for leaf, grad in kept:
+                leaf.grad = grad
 
     def known(
         self, loss: Tensor | float, grads: Sequence[Tensor | None]

@@ -57,7 +57,7 @@ class Known:
         if len(written.positions) < len(params):
             others = set(range(len(params))) - set(written.positions)
             squares = squares.new_zeros(len(params), 2).index_copy(
-                0, torch.tensor(written.positions), squares
+                0, torch.tensor(written.positions, device="cpu"), squares
             )
         left = {
             **columns,

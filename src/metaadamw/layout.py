@@ -40,7 +40,7 @@ class Layout:
     ) -> None:
         counts = [len(group["params"]) for group in param_groups]
         group_of = list(itertools.chain.from_iterable([g] * n for g, n in enumerate(counts)))
-        self.param_ids = tuple(id(p) for group in param_groups for p in group["params"])
+        self.tensors = _tensors(param_groups)
         self.device, self.dtype = device, dtype
         self.sizes, self.groups = counts, group_of
         self.zero = torch.zeros((), dtype=dtype, device=device)
@@ -54,9 +54,9 @@ class Layout:
         distributed = any(is_distributed(p) for p in params)
         self.shards = Shards(params) if distributed else None
         self.shares = self.vector([] if self.shards is None else self.shards.shares)
-        self.group_of = torch.tensor(group_of, dtype=torch.long).to(device)
+        self.group_of = torch.tensor(group_of, dtype=torch.long, device="cpu").to(device)
         # Sums and means over the tensors of a group are one small matrix product.
-        membership = torch.zeros(len(counts), len(group_of), dtype=dtype)
+        membership = torch.zeros(len(counts), len(group_of), dtype=dtype, device="cpu")
         for row, start, n in zip(
             range(len(counts)), itertools.accumulate([0, *counts]), counts, strict=False
         ):
@@ -88,12 +88,12 @@ class Layout:
         if any(isinstance(value, Tensor) for value in values):
             return self.stack([(self.zero + value).reshape(()) for value in values])
         pinned = self.device.type == "cuda"
-        host = torch.tensor(values, dtype=self.dtype, pin_memory=pinned)
+        host = torch.tensor(values, dtype=self.dtype, device="cpu", pin_memory=pinned)
         return host.to(self.device, non_blocking=True)
 
     def fits(self, param_groups: Sequence[Mapping[str, Any]]) -> bool:
-        """Whether the param groups still hold the tensors this layout was made for."""
-        return self.param_ids == tuple(id(p) for group in param_groups for p in group["params"])
+        """Whether the param groups still hold the tensors this was made for, where they were."""
+        return self.tensors == _tensors(param_groups)
 
     def stack(self, values: Sequence[Tensor]) -> Tensor:
         """Scalars of any device and precision as one vector."""
@@ -194,6 +194,12 @@ class Layout:
         """Inner products of the groups' concatenated tensors, [G] for each pair."""
         with full_precision(self.device):
             return [product @ self.sum for product in self.products(columns, pairs).values()]
+
+
+def _tensors(
+    param_groups: Sequence[Mapping[str, Any]],
+) -> list[tuple[int, torch.device, torch.dtype]]:
+    return [(id(p), p.device, p.dtype) for group in param_groups for p in group["params"]]
 
 
 def flat(tensor: Tensor) -> Tensor:

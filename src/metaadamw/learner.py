@@ -33,6 +33,7 @@ from metaadamw.meta_optimizer import MetaOptimizer
 from metaadamw.meta_update import MetaUpdate, TokensOf, check_batches, meta_gradient
 from metaadamw.modulator import BaseModulator, Modulation, Modulator
 from metaadamw.online import ONLINE_PRODUCTS, modulator_gradient, online_signal
+from metaadamw.placement import follow, home
 from metaadamw.precision import full_precision
 from metaadamw.ranks import Ranks
 from metaadamw.replay import Schedule
@@ -78,11 +79,8 @@ class Learner:
         self.config, self.meta, self.schedule = config, meta, schedule
         self.total_steps, self.eps_inside_sqrt = total_steps, eps_inside_sqrt
         self.capturable = capturable
-        params = [p for group in param_groups for p in group["params"]]
+        device, dtype = home(param_groups)
         names = [str(group["name"]) for group in param_groups]
-        double = any(p.dtype in (torch.float64, torch.complex128) for p in params)
-        dtype = torch.float64 if double else torch.float32
-        device = params[0].device
         self.table = feature_table(config)
         self.products = needed_products(self.table)
         self.layout = Layout(param_groups, device, dtype)
@@ -106,7 +104,6 @@ class Learner:
         # Gauss–Newton is another gradient for the same step.
         kind: Literal["sgd", "adam"] = "adam" if meta.optimizer == "adam" else "sgd"
         self.optimizer = MetaOptimizer(kind, cast(float, meta.lr))
-        self.on_host = device.type == "cpu" and not capturable
         self.hvp: Literal["auto"] | HessianProduct = meta.hvp
         self.steps = 0
         self.device_steps = torch.zeros((), device=device)
@@ -121,6 +118,11 @@ class Learner:
         self.report: MetaUpdate | None = None
         if schedule is not None:
             schedule.check_groups(names)
+
+    @property
+    def on_host(self) -> bool:
+        """Whether reading a number of ours costs nothing."""
+        return self.layout.device.type == "cpu" and not self.capturable
 
     @property
     def gate_sparsity(self) -> float:
@@ -188,21 +190,16 @@ class Learner:
 
     def regroup(self, param_groups: Sequence[Mapping[str, Any]]) -> None:
         """Take note of a changed list of groups: new rows, new layout; weights and moments stay."""
-        self.layout = Layout(param_groups, self.layout.device, self.layout.dtype)
+        follow(self, param_groups)
         self.modulator.grow([str(group["name"]) for group in param_groups])
         self.features = self.modulation = self.last = None
 
     def compute_features(self, tokens: Sequence[Token]) -> Tensor:
         """The features of the step about to be taken, [G, F]."""
-        self._follow([token.group for token in tokens])
+        follow(self, [token.group for token in tokens])
         columns = tensor_columns(tokens)
         with full_precision(self.layout.device):
             return self._features(self.layout.products(columns, self.products))
-
-    def _follow(self, param_groups: Sequence[Mapping[str, Any]]) -> None:
-        """Notice parameters that were exchanged in the groups."""
-        if not self.layout.fits(param_groups):
-            self.layout = Layout(param_groups, self.layout.device, self.layout.dtype)
 
     def _features(self, products: Mapping[Pair, Tensor]) -> Tensor:
         step = self.device_steps + 1 if self.capturable else self.steps + 1
@@ -214,7 +211,6 @@ class Learner:
             layout = self.layout
             self.modulation = self.schedule.at(self.steps, layout.device, layout.dtype)
         elif self.modulation is None or self.refreshes:
-            self._follow([token.group for token in tokens])
             columns, pairs = tensor_columns(tokens), self.products
             learns = self.meta.mode == "online" and self.steps >= self.meta.warmup_steps
             windows = None
@@ -337,7 +333,7 @@ class Learner:
         maximize: bool,
     ) -> MetaUpdate:
         """Algorithm 2."""
-        self._follow(param_groups)
+        follow(self, param_groups)
         learned = self.learned
         ranks = Ranks(model, self.layout.shards)
         ranks.begin(

@@ -45,6 +45,13 @@ class MetaOptimizer:
                     moments[i] = grown
         return self.exp_avgs, self.exp_avg_sqs, self.step_count
 
+    def to(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Go where the parameters went."""
+        if self.step_count is not None:
+            self.step_count = self.step_count.to(device, dtype)
+        self.exp_avgs = [m.to(device, dtype) for m in self.exp_avgs]
+        self.exp_avg_sqs = [v.to(device, dtype) for v in self.exp_avg_sqs]
+
     @torch.no_grad()
     def step(self, params: Sequence[Tensor], grads: Sequence[Tensor], ok: Tensor) -> None:
         """One update in place if ``ok``, a boolean scalar on the device; nothing at all if not."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -180,6 +180,7 @@ class Modulator(BaseModulator):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(config)
+        device = torch.get_default_device() if device is None else device
         self.seed, self.frozen_gates, self.embedding_dim = seed, frozen_gates, embedding_dim
         self.num_features = num_features
         heads = config.heads
@@ -189,7 +190,7 @@ class Modulator(BaseModulator):
         def xavier(count: int, rows: int, columns: int) -> nn.Parameter:
             # Drawn on the CPU in float64, so that every device and precision starts from the same
             # numbers.
-            weight = torch.empty(count, rows, columns, dtype=torch.float64)
+            weight = torch.empty(count, rows, columns, dtype=torch.float64, device="cpu")
             for matrix in weight:
                 nn.init.xavier_uniform_(matrix, generator=generator)
             return nn.Parameter(weight.to(device=device, dtype=dtype or torch.get_default_dtype()))
@@ -231,9 +232,8 @@ class Modulator(BaseModulator):
         for index in range(len(old), len(names)):
             # One stream per row: the start of a group does not depend on when it was added.
             generator = torch.Generator().manual_seed(self.seed + 1_000_003 * (index + 1))
-            rows.append(
-                0.1 * torch.randn(1, old.shape[1], dtype=torch.float64, generator=generator)
-            )
+            options: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
+            rows.append(0.1 * torch.randn(1, old.shape[1], generator=generator, **options))
         self.group_embedding = nn.Parameter(torch.cat([old, *(r.to(old) for r in rows)]))
 
     def encoder_tensors(self) -> list[Tensor]:

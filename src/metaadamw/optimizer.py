@@ -16,6 +16,7 @@ from metaadamw.evaluation import LossFunction
 from metaadamw.learner import Learner
 from metaadamw.meta_update import MetaUpdate, warn_of_missed_update
 from metaadamw.modulator import BaseModulator, Modulation
+from metaadamw.placement import follow
 from metaadamw.precision import full_precision
 from metaadamw.replay import Schedule
 from metaadamw.state import create_state, only_creates_state
@@ -265,7 +266,7 @@ class MetaAdamW(Optimizer):
         """
         with torch.enable_grad():
             loss = None if closure is None else closure()
-        with torch.no_grad(), full_precision(self._learning.layout.device):
+        with torch.no_grad():
             self._step()
         return loss
 
@@ -275,6 +276,7 @@ class MetaAdamW(Optimizer):
         check_dense_gradients(params)
         if all(p.grad is None for p in params):
             return
+        follow(self._learning, self.param_groups)
         shards = self._learning.layout.shards
         only_state = not self.state and only_creates_state(self.param_groups, shards)
         on_device = self.defaults["capturable"] or self.defaults["fused"]
@@ -284,19 +286,19 @@ class MetaAdamW(Optimizer):
             return
         if self.meta_update_due:
             warn_of_missed_update()
-        tokens = self._tokens(maximize=self.defaults["maximize"])
-        modulation = self._learning.modulate(tokens)  # lines 2–3
-        stepped = modulated_adamw(  # lines 4–7
-            tokens,
-            modulation,
-            choose_path(params, foreach=self.defaults["foreach"], fused=self.defaults["fused"]),
-            on_host=self._learning.on_host,
-            eps_inside_sqrt=self._learning.eps_inside_sqrt,
-            capturable=self.defaults["capturable"],
-            decay_corrected_at=self._learning.decay_corrected_at,
-            squares=self._learning.asks_for_squares,
-        )
-        self._learning.stepped(tokens, *stepped)
+        with full_precision(self._learning.layout.device):
+            tokens = self._tokens(maximize=self.defaults["maximize"])
+            stepped = modulated_adamw(  # lines 4–7
+                tokens,
+                self._learning.modulate(tokens),  # lines 2–3
+                choose_path(params, foreach=self.defaults["foreach"], fused=self.defaults["fused"]),
+                on_host=self._learning.on_host,
+                eps_inside_sqrt=self._learning.eps_inside_sqrt,
+                capturable=self.defaults["capturable"],
+                decay_corrected_at=self._learning.decay_corrected_at,
+                squares=self._learning.asks_for_squares,
+            )
+            self._learning.stepped(tokens, *stepped)
 
     # Meta-learning -------------------------------------------------------------------------------
 

@@ -226,7 +226,7 @@ class Ranks:
             module.reshard()
 
     def backward(self, loss: Tensor, params: Sequence[Tensor]) -> list[Tensor | None]:
-        """Gradients through ``.grad``, where the hooks of ``fully_shard`` put them; None again."""
+        """Gradients through ``.grad``, where hooks and checkpoints put them; that is None again."""
         loss.backward()
         self.reshard()
         grads = [p.grad for p in params]

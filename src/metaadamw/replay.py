@@ -84,5 +84,7 @@ class Schedule:
         """Read what ``save`` wrote."""
         content = json.loads(Path(path).read_text())
         dtype = getattr(torch, content["dtype"])
-        alpha, beta = (torch.tensor(content[k], dtype=dtype) for k in ("alpha", "beta"))
+        alpha, beta = (
+            torch.tensor(content[k], dtype=dtype, device="cpu") for k in ("alpha", "beta")
+        )
         return cls(tuple(content["groups"]), alpha, beta)

@@ -62,5 +62,5 @@ def only_creates_state(
     if any(float(group["lr"]) != 0.0 for group in param_groups):
         return False
     grads = [p.grad for group in param_groups for p in group["params"] if p.grad is not None]
-    nonzero = torch.tensor(float(any(bool(local(grad).any()) for grad in grads)))
+    nonzero = torch.tensor(float(any(bool(local(grad).any()) for grad in grads)), device="cpu")
     return not (nonzero if shards is None else shards.total(nonzero))

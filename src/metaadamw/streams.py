@@ -36,7 +36,7 @@ class BatchOrder:
     ) -> None:
         self.examples, self.batch_size, self.per_pass = examples, batch_size, per_pass
         self.seed, self.stream = seed, stream
-        self._pass, self._order = -1, torch.empty(0)
+        self._pass, self._order = -1, torch.empty(0, device="cpu")
 
     def __getitem__(self, n: int) -> Tensor:
         """Indices of batch n, counted over all passes from 0."""
@@ -47,6 +47,6 @@ class BatchOrder:
 
     def _draw(self, number: int) -> Tensor:
         if self.stream is None:
-            return torch.arange(self.examples)
+            return torch.arange(self.examples, device="cpu")
         generator = torch.Generator().manual_seed(stream_seed(self.seed, self.stream, number))
-        return torch.randperm(self.examples, generator=generator)
+        return torch.randperm(self.examples, generator=generator, device="cpu")

@@ -63,9 +63,9 @@ class PriorityUncertaintyWeighting(nn.Module):
         if bound is not None:
             check_number("bound", bound, 0.0, open_low=True)
         self.kind, self.bound = kind, bound
-        self.register_buffer(
-            "priorities", torch.tensor(list(priorities), dtype=dtype).to(device=device)
-        )
+        device = torch.get_default_device() if device is None else device
+        on_host = torch.tensor(priorities, dtype=dtype, device="cpu")
+        self.register_buffer("priorities", on_host.to(device))
         self.raw_log_variances = nn.Parameter(
             torch.zeros(len(priorities), device=device, dtype=dtype)
         )

@@ -117,7 +117,7 @@ def fused_adamw(
     if not squares:
         state.update(entries)
         return True, None
-    taken = torch.empty(len(state.params), 2, dtype=torch.float64)
+    taken = torch.empty(len(state.params), 2, dtype=torch.float64, device="cpu")
     marks = (ctypes.c_uint64 * len(state.params))()
     state.update(entries, taken, marks)
     dtype = state.params[0].dtype
@@ -233,9 +233,11 @@ def _trials(dtype: torch.dtype) -> Iterator[tuple[Rule, tuple[Tensor, ...]]]:
     ]
     for number, rule in enumerate(rules):
         for size in (1 + number % 40, 1003) if number < 3 else (1 + number % 40,):
-            param, grad, exp_avg, exp_avg_sq = torch.randn(4, size, generator=generator).to(dtype)
+            numbers = torch.randn(4, size, generator=generator, device="cpu").to(dtype)
+            param, grad, exp_avg, exp_avg_sq = numbers
             state = (param, grad, 0.1 * exp_avg, 0.01 * exp_avg_sq.square())
-            yield rule, (*(t.clone() for t in state), torch.tensor(float(number)))
+            step = torch.tensor(float(number), device="cpu")
+            yield rule, (*(t.clone() for t in state), step)
 
 
 def _same_bits(rule: Rule, state: tuple[Tensor, ...], entries: int) -> bool:

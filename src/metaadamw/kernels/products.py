@@ -83,7 +83,7 @@ def tensor_products(
         return None
     count = len(pairs)
     wanted = _together(names, pairs)
-    result = torch.empty(len(numels), count, dtype=torch.float64)
+    result = torch.empty(len(numels), count, dtype=torch.float64, device="cpu")
     failed = kernels.products(
         ctypes.c_int64(len(numels)),
         (ctypes.c_int64 * len(numels))(*numels),

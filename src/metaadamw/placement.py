@@ -1,0 +1,50 @@
+"""Where everything that learns lives: with the parameters, also after ``model.to()``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from metaadamw.layout import Layout
+from metaadamw.modulator import Modulation
+
+if TYPE_CHECKING:
+    from metaadamw.learner import Learner
+
+__all__ = ["follow", "home"]
+
+
+def home(param_groups: Sequence[Mapping[str, Any]]) -> tuple[torch.device, torch.dtype]:
+    """The device of the first parameter; and float64 where one has that, else float32."""
+    params = [p for group in param_groups for p in group["params"]]
+    double = any(p.dtype in (torch.float64, torch.complex128) for p in params)
+    return params[0].device, torch.float64 if double else torch.float32
+
+
+def follow(learner: Learner, param_groups: Sequence[Mapping[str, Any]]) -> None:
+    """Notice parameters that were exchanged in the groups, or moved, and go where they are.
+
+    ``Module.to`` leaves the parameters the same objects, so an optimizer may be built before it.
+    """
+    old = learner.layout
+    if old.fits(param_groups):
+        return
+    device, dtype = home(param_groups)
+    learner.layout = Layout(param_groups, device, dtype)
+    if (device, dtype) == (old.device, old.dtype):
+        return
+    learner.modulator.to(device, dtype)
+    learner.weighting.to(device, dtype)
+    learner.optimizer.to(device, dtype)
+    learner.device_steps = learner.device_steps.to(device)
+    learner.applied, learner.skipped = learner.applied.to(device), learner.skipped.to(device)
+    if learner.features is not None:
+        learner.features = learner.features.to(device, dtype)
+    if learner.modulation is not None:
+        learner.modulation = Modulation(*(t.to(device, dtype) for t in learner.modulation))
+    if learner.last is not None:
+        features, rates, decays = (t.to(device, dtype) for t in learner.last[:3])
+        learner.last = learner.last._replace(features=features, rates=rates, decays=decays)
+    learner.hvp = learner.meta.hvp  # other kernels may have other derivatives

@@ -1,0 +1,135 @@
+"""A default device of the user's: what belongs on the CPU or beside a parameter stays there."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import AdamW
+
+from metaadamw import (
+    MetaAdamW,
+    MetaConfig,
+    ModulatorConfig,
+    PriorityUncertaintyWeighting,
+    Schedule,
+)
+from metaadamw.kernels.adamw import vector_entries
+from metaadamw.modulator import Modulator
+from metaadamw.streams import BatchOrder
+from tests.training import Batch, assert_same, batch, loss_fn, make, results
+
+XAVIER = ModulatorConfig(init="xavier", features="enhanced", layers=1)
+ONLINE = MetaConfig(mode="online", lr=1e-2)
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {"modulator": XAVIER, "meta": ONLINE, "foreach": False},
+    "foreach": {"modulator": XAVIER, "meta": ONLINE, "foreach": True},
+    "fused": {"modulator": XAVIER, "meta": ONLINE, "fused": True},
+    "fused, known squares": {
+        "modulator": ModulatorConfig(init="xavier", features="scale_free", layers=1),
+        "meta": MetaConfig(mode="off"),
+        "fused": True,
+    },
+    "windows": {"modulator": XAVIER, "meta": MetaConfig(mode="online", window=2)},
+    "no attention": {
+        "modulator": ModulatorConfig(layers=0),
+        "meta": MetaConfig(mode="online", window=2),
+    },
+    "lookahead": {"modulator": XAVIER, "meta": MetaConfig(every=2, lr=1e-2)},
+}
+META = torch.device("meta")
+
+
+def train(model: nn.Module, optimizer: MetaAdamW, data: list[Batch]) -> None:
+    for index, each in enumerate(data):
+        model.zero_grad()
+        if index == 2:
+            model.head.requires_grad_(False)  # some squares are known, others not
+        loss_fn(model, each).backward()
+        optimizer.step()
+        if optimizer.meta_update_due:
+            assert optimizer.update_attention(model, loss_fn, *data[:3]).applied
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_the_same_bits(options):
+    """Of training, of a checkpoint and of what comes after it."""
+    data = [batch(index) for index in range(8)]
+    model, _ = make()
+
+    def run(model: nn.Module) -> Any:
+        groups = [{"params": [p]} for p in model.parameters()]
+        optimizer = MetaAdamW(groups[:-1], lr=1e-2, **options)
+        optimizer.add_param_group(groups[-1])
+        train(model, optimizer, data[:4])
+        again = MetaAdamW(groups, lr=1e-2, **options)
+        again.load_state_dict(optimizer.state_dict())
+        train(model, again, data[4:])
+        return results(model, again)
+
+    other = copy.deepcopy(model)
+    torch.manual_seed(0)
+    expected = run(model)
+    vector_entries.cache_clear()  # what was found out before was found out elsewhere
+    torch.manual_seed(0)
+    with META:
+        found = run(other)
+    assert_same(found, expected)
+
+
+def test_a_schedule_and_the_moments_of_adamw(tmp_path):
+    Schedule(("0",), torch.tensor([[0.5]]), torch.tensor([[1.5]])).save(tmp_path / "schedule.json")
+    param = nn.Parameter(torch.ones(3))
+    param.grad = torch.ones(3)
+    adamw = AdamW([param])
+    adamw.step()
+    state = adamw.state_dict()
+    state["state"][0]["step"] = 1.0  # a number, as older versions of torch have it
+    with META:
+        schedule = Schedule.load(tmp_path / "schedule.json")
+        optimizer = MetaAdamW([{"params": [param], "name": "0"}], modulator=schedule)
+        with pytest.warns(UserWarning, match="no learned part"):
+            optimizer.load_state_dict(state)
+        optimizer.step()
+    assert optimizer.modulation.alpha.tolist() == [0.5]
+    assert float(optimizer.state[param]["step"]) == 2.0
+
+
+def test_the_step_that_only_creates_state():
+    param = nn.Parameter(torch.ones(3))
+    param.grad = torch.zeros(3)
+    with META:
+        optimizer = MetaAdamW([param], lr=0.0)
+        optimizer.step()
+    assert optimizer.steps == 0
+    assert param in optimizer.state
+
+
+def test_squares_that_are_written_are_known():
+    """Of a device they would never be believed, and all read again."""
+    model, optimizer = make(**OPTIONS["fused, known squares"])
+    data = batch(0)
+    loss_fn(model, data).backward()
+    with META:
+        optimizer.step()
+    written = optimizer._learning.known._written
+    assert vector_entries(torch.float32) is None or written.squares.is_cpu
+
+
+@pytest.mark.parametrize("stream", ["order", None])
+def test_the_order_of_batches(stream):
+    with META:
+        order = BatchOrder(10, 4, 3, 0, stream)
+        found = [order[n] for n in range(6)]
+    order = BatchOrder(10, 4, 3, 0, stream)
+    assert_same(found, [order[n] for n in range(6)])
+
+
+def test_modules_of_their_own_are_on_the_default_device():
+    with META:
+        modules = (Modulator(6, 3, ModulatorConfig()), PriorityUncertaintyWeighting([1.0, 2.0]))
+    for module in modules:
+        assert {t.device for t in module.state_dict().values()} == {META}

@@ -1,0 +1,138 @@
+"""A model that moves after its optimizer was built: everything that learns goes with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import AdamW
+
+from metaadamw import MetaAdamW, MetaConfig, ModulatorConfig, Schedule
+from tests.distributed.processes import Processes
+from tests.fake_devices import moved_steps
+from tests.training import Net, assert_same, backward, meta_update, results
+
+XAVIER = ModulatorConfig(init="xavier", layers=1)
+OPTIONS: dict[str, Callable[[], dict[str, Any]]] = {
+    "off": lambda: {"modulator": XAVIER, "meta": MetaConfig(mode="off")},
+    "online": lambda: {"modulator": XAVIER, "meta": MetaConfig(mode="online")},
+    "windows": lambda: {"modulator": XAVIER, "meta": MetaConfig(mode="online", window=2)},
+    "no attention": lambda: {
+        "modulator": ModulatorConfig(layers=0),
+        "meta": MetaConfig(mode="online", window=2),
+    },
+    "lookahead": lambda: {"modulator": XAVIER, "meta": MetaConfig(mode="lookahead", every=2)},
+    "schedule": lambda: {
+        "modulator": Schedule(("a", "b"), torch.tensor([[0.5, 1.5]]), torch.tensor([[1.5, 0.5]]))
+    },
+}
+options = pytest.mark.parametrize("kind", OPTIONS)
+dtypes = pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+
+
+def build(model: Net, kind: str, **more: Any) -> MetaAdamW:
+    groups = [
+        {"params": list(model.layers.parameters()), "name": "a"},
+        {"params": [*model.norm.parameters(), *model.head.parameters()], "name": "b"},
+    ]
+    model.embedding.requires_grad_(False)
+    return MetaAdamW(groups, lr=1e-2, **OPTIONS[kind](), **more)
+
+
+def train(model: Net, optimizer: MetaAdamW, indices: range) -> None:
+    for index in indices:
+        backward(model, index)
+        optimizer.step()
+        if optimizer.meta_update_due:
+            assert meta_update(model, optimizer, index).applied
+
+
+def net() -> Net:
+    torch.manual_seed(11)
+    return Net(dropout=0.0)
+
+
+@options
+@dtypes
+@pytest.mark.parametrize("path", ["plain", "fused"])
+def test_moved_before_the_first_step_is_built_after_the_move(kind, dtype, path):
+    model, other = net(), net()
+    optimizer = build(model, kind, fused=path == "fused")
+    model.to(dtype)
+    other.to(dtype)
+    its = build(other, kind, fused=path == "fused")
+    its.load_meta_state_dict(optimizer.meta_state_dict())  # drawn in float32, as the weights were
+    train(model, optimizer, range(6))
+    train(other, its, range(6))
+    assert_same(results(model, optimizer), results(other, its))
+    wanted = torch.float64 if dtype == torch.float64 else torch.float32
+    assert optimizer.modulation.alpha.dtype == wanted
+    assert optimizer.modulator.weights[0].dtype == wanted
+
+
+@options
+def test_features_and_meta_updates_notice_first(kind):
+    model = net()
+    optimizer = build(model, kind)
+    model.double()
+    backward(model, 0)
+    assert optimizer.group_features().dtype == torch.float64
+    if kind == "lookahead":
+        assert meta_update(model, optimizer).applied
+
+
+@options
+def test_to_half_precision_between_steps(kind):
+    """Moments stay in float32, so nothing stands in the way; ``torch.optim.AdamW`` cannot."""
+    model = net()
+    optimizer = build(model, kind)
+    train(model, optimizer, range(3))
+    model.bfloat16()
+    train(model, optimizer, range(3, 6))
+    assert optimizer.steps == 6
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+@options
+@pytest.mark.parametrize("path", ["plain", "foreach", "fused"])
+def test_to_double_precision_between_steps_fails_as_in_torch(kind, path):
+    """The moments are in float32 still."""
+    model = net()
+    optimizer = build(model, kind, **({} if path == "plain" else {path: True}))
+    theirs = AdamW(model.parameters())
+    train(model, optimizer, range(3))
+    theirs.step()
+    model.double()
+    backward(model, 3)
+    for failing in (theirs, optimizer):
+        with pytest.raises(RuntimeError, match=r"dtype|scalar type"):
+            failing.step()
+
+
+@pytest.fixture(scope="module")
+def elsewhere() -> Iterator[Processes]:
+    processes = Processes(1)
+    yield processes
+    processes.close()
+
+
+@options
+def test_to_another_device(elsewhere, kind):
+    """Before the first step; and later if somebody brings the state along, as Lightning does."""
+    (result,) = elsewhere.run(_moved_steps, kind, "state as well")
+    assert result["devices"] == {"elsewhere:0"}
+    assert result["later"] == {"cpu"}
+    assert result["unwaited"] == 0
+
+
+def test_to_another_device_without_the_state(elsewhere):
+    (raised,) = elsewhere.outcomes(_moved_steps, "online", "model only")
+    assert raised.kind == "ValueError"
+    assert "state must be on the device of its parameter, cpu" in raised.message
+
+
+def _moved_steps(kind: str, what: str) -> dict[str, Any]:
+    return moved_steps(lambda: nn.Linear(4, 4), OPTIONS[kind], what)
