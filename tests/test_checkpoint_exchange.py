@@ -7,6 +7,7 @@ import math
 import warnings
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -205,6 +206,16 @@ def test_hooks_around_loading_see_and_change_what_is_loaded():
             if isinstance(kind, MetaAdamW):
                 assert not entry["exp_avg_sq"].any()
     assert steps == [3, 3]
+
+
+def test_a_learning_rate_of_numpy_is_taken_back():
+    """A scheduler may compute it."""
+    model, optimizer = make()
+    optimizer.param_groups[0]["lr"] = np.float32(0.25)
+    train(model, optimizer, range(2))
+    _, other = make()
+    other.load_state_dict(optimizer.state_dict())
+    assert other.param_groups[0]["lr"] == 0.25
 
 
 def test_a_hook_may_repair_what_would_be_refused():

@@ -7,7 +7,8 @@ import math
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from numbers import Real
+from typing import Any, Literal, cast
 
 __all__ = ["MetaConfig", "ModulatorConfig"]
 
@@ -45,11 +46,13 @@ def check_number(
     interval = (
         f"{'(' if open_low else '['}{low}, {high}{')' if open_high or high == math.inf else ']'}"
     )
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    # Real: also the scalars of NumPy, which a scheduler may compute with.
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number in {interval}, got {value!r}")
-    above = value > low if open_low else value >= low
-    below = value < high if open_high else value <= high
-    if not (math.isfinite(value) and above and below):
+    number = cast(float, value)
+    above = number > low if open_low else number >= low
+    below = number < high if open_high else number <= high
+    if not (math.isfinite(number) and above and below):
         raise ValueError(f"{name} must be in {interval}, got {value!r}")
 
 

@@ -43,6 +43,12 @@ def test_many_processes_may_compile_at_once(fresh):
     assert len(list(fresh.iterdir())) == 1
 
 
+def test_a_compiler_with_options(fresh, monkeypatch):
+    monkeypatch.setenv("CC", "cc -pipe")
+    assert cpu.library(torch.float64) is not None
+    assert len(list(fresh.iterdir())) == 1
+
+
 def failing_compiler(place):
     place.write_text("#!/bin/sh\necho no >&2\nexit 1\n")
     place.chmod(0o755)

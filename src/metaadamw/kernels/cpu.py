@@ -11,6 +11,7 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -36,10 +37,16 @@ FLAGS = (
 @functools.cache
 def library(dtype: torch.dtype) -> ctypes.CDLL | None:
     """The kernels for a precision; None where they cannot be had."""
-    compiler = shutil.which(os.environ.get("CC", "cc"))
+    command, *options = shlex.split(os.environ.get("CC") or "cc")
+    compiler = shutil.which(command)
     if dtype not in REALS or compiler is None or os.environ.get("METAADAMW_KERNELS") == "0":
         return None
-    flags = [*FLAGS, f"-DREAL={REALS[dtype]}", "-fopenmp" if shares_threads() else "-fopenmp-simd"]
+    flags = [
+        *options,
+        *FLAGS,
+        f"-DREAL={REALS[dtype]}",
+        "-fopenmp" if shares_threads() else "-fopenmp-simd",
+    ]
     try:
         return ctypes.CDLL(str(_compiled(compiler, flags)))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
