@@ -18,6 +18,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from metaadamw.carried import TABLES
 
@@ -80,15 +81,14 @@ def table(tasks: Collection[Places]) -> Places:
     }
 
 
-def main() -> None:
-    """Write the tables."""
+def tables() -> dict[str, Any]:
+    """Of all tasks together, and for each task of the others."""
     ends = {t: mean_of(end_of(RUNS / t / ARM / f"seed{s}") for s in SEEDS) for t in TASKS}
-    tables = {
+    return {
         "all": table(ends.values()),
         "without": {t: table([end for o, end in ends.items() if o != t]) for t in TASKS},
     }
-    TABLES.write_text(json.dumps(tables, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    TABLES.write_text(json.dumps(tables(), indent=1) + "\n")

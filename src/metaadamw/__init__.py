@@ -1,6 +1,7 @@
 """AdamW with learning rate and weight decay modulated per param group by a small Transformer."""
 
 from metaadamw.batches import NumberedBatches
+from metaadamw.carried import carried_factors
 from metaadamw.config import MetaConfig, ModulatorConfig
 from metaadamw.groups import fine_grained_groups, group_table
 from metaadamw.meta_update import MetaUpdate
@@ -23,6 +24,7 @@ __all__ = [
     "PriorityUncertaintyWeighting",
     "Recorder",
     "Schedule",
+    "carried_factors",
     "fine_grained_groups",
     "group_table",
     "paper_preset",
