@@ -33,14 +33,15 @@ SCHEDULED = "metaadamw-redistribution-cosine"
 
 # What a reader compares first stands first; other arms follow by name.
 _FIRST = (
-    *(OURS, f"{OURS}-cosine", f"{OURS}-attention", "metaadamw-redistribution", SCHEDULED),
+    *(OURS, f"{OURS}-cosine", f"{OURS}-attention", "metaadamw-carried"),
+    *("metaadamw-redistribution", SCHEDULED),
     *("metaadamw-scalars", "metaadamw-scalars-cosine", "metaadamw-window"),
     *("metaadamw", "metaadamw-online", "metaadamw-paper"),
     *(BASELINE, TUNED, "adamw-cosine", "adamw-tuned-cosine"),
 )
 
 # What other authors propose, or what tells learning from chance: to be beaten.
-_BASELINES_ONLY = ("metaadamw-as-run", "metaadamw-random")
+_BASELINES_ONLY = ("metaadamw-as-run", "metaadamw-random", "metaadamw-carried-frozen")
 _CONTROLS = (OURS, "metaadamw-scalars", "metaadamw-paper", *_BASELINES_ONLY)
 
 
