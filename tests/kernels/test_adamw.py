@@ -35,7 +35,7 @@ def a_token(sizes, dtype, seed=0, *, missing=(), betas=(0.9, 0.999), eps=1e-8, s
     steps = [torch.tensor(step) for _ in sizes]
     nothing: list[Any] = [None] * len(sizes)
     group = {"betas": betas, "eps": eps}
-    return Token(group, values(1.0), grads, values(0.1), squares, steps, nothing, nothing, nothing)
+    return Token(group, values(1.0), grads, values(0.1), squares, steps, *[nothing] * 4)
 
 
 def columns_of(token: Token) -> list[list[Tensor]]:
