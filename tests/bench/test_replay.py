@@ -17,17 +17,19 @@ QUIET = RunOptions(shown=False)
 FIRST, STEPS = 3, 60
 
 
+RECORDED = RunRequest(
+    task="digits",
+    arm="metaadamw-scalars",
+    seed=4,
+    max_steps=STEPS,
+    changes={"meta.window": FIRST},
+)
+
+
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
     directory = tmp_path_factory.mktemp("recorded")
-    request = RunRequest(
-        task="digits",
-        arm="metaadamw-scalars",
-        seed=4,
-        max_steps=STEPS,
-        changes={"meta.window": FIRST},
-    )
-    execute(request, directory, QUIET)
+    execute(RECORDED, directory, QUIET)
     return directory
 
 
@@ -63,14 +65,7 @@ def test_every_window_is_read_with_its_factors(recorded):
 
 def test_every_window_is_recorded_in_a_long_run(tmp_path, monkeypatch):
     monkeypatch.setattr("metaadamw.bench.runs._ROWS", 5)  # a row every twelve steps
-    request = RunRequest(
-        task="digits",
-        arm="metaadamw-scalars",
-        seed=4,
-        max_steps=STEPS,
-        changes={"meta.window": FIRST},
-    )
-    execute(request, tmp_path, QUIET)
+    execute(RECORDED, tmp_path, QUIET)
     factors = recorded_factors(tmp_path / "modulation.csv", first=FIRST)
     assert factors["begins"][-1] == window_at(STEPS - 1, FIRST)[0]
 
