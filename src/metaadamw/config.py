@@ -85,15 +85,14 @@ def check_numbers(
 
 def _pairs(value: Any) -> tuple[tuple[str, Any], ...] | None:
     """A mapping from names as pairs, which keep a configuration hashable; None for all else."""
-    if isinstance(value, Mapping):
-        value = list(value.items())
-    if not isinstance(value, (list, tuple)):
+    entries = value.items() if isinstance(value, Mapping) else value
+    if not isinstance(value, (Mapping, list, tuple)):
         return None
-    if not all(isinstance(entry, (list, tuple)) and len(entry) == 2 for entry in value):
+    if not all(isinstance(entry, (list, tuple)) and len(entry) == 2 for entry in entries):
         return None
-    if not all(isinstance(name, str) for name, _ in value):
+    if not all(isinstance(name, str) for name, _ in entries):
         return None
-    return tuple((name, start) for name, start in value)
+    return tuple((name, start) for name, start in entries)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,8 +200,9 @@ class ModulatorConfig:
 
     def raw_start(self, name: str = "") -> float:
         """The raw output that ``alpha_start`` of a group comes from."""
-        starts = self.alpha_start
-        start = starts if isinstance(starts, (int, float)) else dict(starts).get(name, 1.0)
+        starts = _pairs(self.alpha_start)
+        given: Any = self.alpha_start if starts is None else dict(starts).get(name, 1.0)
+        start = float(given)
         if start == 1.0:
             return 0.0
         if self.scale == "linear":
