@@ -7,6 +7,7 @@ import io
 import json
 from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -327,6 +328,23 @@ def test_each_group_starts_where_its_name_says(scale):
     found = optimizer.modulation.alpha.detach()
     expected = torch.tensor([0.75, 1.0, 1.25, 0.9], dtype=torch.float64)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+
+
+def test_a_start_may_be_a_number_of_numpy():
+    config = ModulatorConfig(layers=0, alpha_start=np.float32(0.75))
+    assert config.raw_start() == ModulatorConfig(layers=0, alpha_start=0.75).raw_start()
+
+
+def test_a_damaged_window_is_refused():
+    params = [nn.Parameter(p) for p in tensors(0)]
+    optimizer = optimizer_of(params)
+    run(optimizer, params, WINDOW + 1)
+    state = optimizer.state_dict()
+    state["state"][0]["window_step"] = "four"
+    other = optimizer_of(params)
+    with pytest.raises(ValueError, match="window_step must be a number, got 'four'"):
+        other.load_state_dict(state)
+    assert not other.state
 
 
 def test_starts_by_name_belong_to_groups_without_attention():

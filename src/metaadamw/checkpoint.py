@@ -309,11 +309,12 @@ def _check_moments(
                 raise ValueError(f"{where} must have {missing[0]!r}, got only {sorted(entry)}")
             for key in (*MOMENTS, *({LOW_BITS, *WINDOW_KEYS} & entry.keys())):
                 _check_like(f"{where}: {key}", entry[key], param)
-            step = entry["step"]
-            if not isinstance(step, (int, float)) and not (
-                isinstance(step, Tensor) and step.numel() == 1
-            ):
-                raise ValueError(f"{where}: step must be a number, got {step!r}")
+            for key in ("step", *({WINDOW_STEP} & entry.keys())):
+                step = entry[key]
+                if not isinstance(step, (int, float)) and not (
+                    isinstance(step, Tensor) and step.numel() == 1
+                ):
+                    raise ValueError(f"{where}: {key} must be a number, got {step!r}")
 
 
 def restore_moments(
@@ -339,4 +340,5 @@ def restore_moments(
             step = torch.tensor(step, device="cpu")
         state[param]["step"] = step.to(torch.float32, copy=True)
         if WINDOW_STEP in entry:
-            state[param][WINDOW_STEP] = entry[WINDOW_STEP].to(state[param]["step"], copy=True)
+            before = torch.as_tensor(entry[WINDOW_STEP], dtype=torch.float32, device=step.device)
+            state[param][WINDOW_STEP] = before.clone()
