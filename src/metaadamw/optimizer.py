@@ -153,7 +153,7 @@ class MetaAdamW(Optimizer):
             if params is not None and not isinstance(params, (Tensor, set)):
                 param_group["params"] = list(params)  # a generator could be read only once
             param_group.pop(checkpoint.KEY, None)  # groups of another MetaAdamW
-            names = [str(group["name"]) for group in self.param_groups]
+            names = self.group_names
             check_param_group(param_group, self.defaults, len(names), set(names))
             param_group.setdefault("name", free_name(len(names), set(names)))
             if self._learner is not None and self._learner.schedule is not None:
@@ -218,8 +218,7 @@ class MetaAdamW(Optimizer):
     def metrics(self) -> dict[str, Tensor | int | float]:
         """α and β of every group, the counts of meta-updates and the terms of the last, flat.
 
-        For any logger. Most values are 0-d tensors on the device: nothing is read back until the
-        logger does.
+        For any logger: most values are 0-d tensors on the device, nothing is read back here.
         """
         return self._learning.metrics(self.group_names)
 
@@ -330,8 +329,7 @@ class MetaAdamW(Optimizer):
                 ``step()``.
 
         Returns:
-            The terms, the modulation they were taken at, and whether the update was applied or
-            skipped and why.
+            The terms, the modulation they were taken at, and whether it was applied, or why not.
 
         Raises:
             ValueError: a batch is missing; the loss is no scalar, detached, or of other parameters.
