@@ -100,6 +100,16 @@ def test_markdown_shows_every_picture_and_nothing_is_left_behind(place):
     }
 
 
+def test_curves_are_a_picture_a_task_and_the_others_a_picture_an_arm(place):
+    assert {path.name for path in files(place / "out") if path.suffix == ".png"} == {
+        "figure1-etth1-clean-small.png",
+        "figure5-imdb-clean-small.png",
+        "figure1-etth1-paper-full.png",
+        "gains-metaadamw-clean-small.png",
+        "modulation-metaadamw-clean-small.png",
+    }
+
+
 @pytest.mark.parametrize(
     "heading",
     [
@@ -233,11 +243,11 @@ def test_pictures_of_an_earlier_report_go_and_those_of_others_stay(tmp_path):
     out = tmp_path / "out"
     write_report([tmp_path / "runs"], out)
     (out / "figures" / "mine.png").write_bytes(b"mine")
-    assert (out / "figures" / "digits-clean-small-steps.png").exists()
+    assert (out / "figures" / "digits-clean-small.png").exists()
     shutil.rmtree(tmp_path / "runs" / "clean-small" / "digits")
     write_report([tmp_path / "runs"], out)
-    assert not (out / "figures" / "digits-clean-small-steps.png").exists()
-    assert (out / "figures" / "figure1-etth1-clean-small-steps.png").exists()
+    assert not (out / "figures" / "digits-clean-small.png").exists()
+    assert (out / "figures" / "figure1-etth1-clean-small.png").exists()
     assert (out / "figures" / "mine.png").exists()
 
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from metaadamw.bench.report.collection import Collection
-from metaadamw.bench.report.document import Block, Details, Figure, Figures
+from metaadamw.bench.report.document import Block, Details, Figure
 from metaadamw.bench.report.html import html
 from metaadamw.bench.report.markdown import FIGURES, markdown
 from metaadamw.bench.report.outline import TITLE, outline
@@ -67,8 +67,6 @@ def _pictures(blocks: Sequence[Block]) -> Iterator[Figure]:
     for block in blocks:
         if isinstance(block, Figure):
             yield block
-        elif isinstance(block, Figures):
-            yield from block.figures
         elif isinstance(block, Details):
             yield from _pictures(block.blocks)
 

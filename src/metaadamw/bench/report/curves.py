@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from metaadamw.bench.report import picture
-from metaadamw.bench.report.collection import BASELINE, OURS, TUNED, Collection
+from metaadamw.bench.report.collection import BASELINE, FAMILY, OURS, TUNED, Collection
 from metaadamw.bench.report.comparison import best_within
-from metaadamw.bench.report.document import Figures
+from metaadamw.bench.report.document import Figure
 from metaadamw.bench.report.paper import FIGURES
 from metaadamw.bench.report.runs import FinishedRun
 
 __all__ = ["CURVES", "curves"]
 
 CURVES = (
-    "At equal steps: the validation metric, mean over seeds, the band one standard deviation to "
-    "either side; dotted where some seeds have stopped early. At equal compute: the best "
-    "validation metric so far against seconds of training and meta-updates; a run that has "
-    "stopped keeps its best, dots mark the longest run. Where there are many arms, only the main "
-    "ones have bands."
+    "Above the arms of MetaAdamW, below the others; AdamW as it is and tuned are in both. On the "
+    "left, at equal steps: the validation metric, mean over seeds, the band one standard deviation "
+    "to either side; dotted where some seeds have stopped early. On the right, at equal compute: "
+    "the best validation metric so far against seconds of training and meta-updates; a run that "
+    "has stopped keeps its best, dots mark the longest run. Where there are many arms, only the "
+    "main ones have bands."
 )
 
 _COLOURS = {
@@ -43,9 +44,11 @@ _BANDED = (OURS, "metaadamw-paper", BASELINE, TUNED)
 _MOST_BANDS = 4
 _POINTS = 200
 
+_Arms = Mapping[str, Sequence[FinishedRun]]
 
-def curves(collection: Collection, task: str) -> Figures | None:
-    """The two pictures of one task; None without runs."""
+
+def curves(collection: Collection, task: str) -> Figure | None:
+    """The picture of one task; None without runs."""
     arms = {arm: collection.of(task, arm) for arm in collection.arms}
     arms = {arm: runs for arm, runs in arms.items() if runs}
     if not arms:
@@ -53,51 +56,56 @@ def curves(collection: Collection, task: str) -> Figures | None:
     slug = f"{task}-{collection.setting.slug}"
     number = f"Figure {FIGURES[task]}: " if task in FIGURES else ""
     prefix = f"figure{FIGURES[task]}-" if task in FIGURES else ""
-    metric = next(iter(arms.values()))[0].metric_name
-    return Figures(
-        figures=[
-            picture.render(
-                _draw_by_step(arms, metric),
-                name=f"{prefix}{slug}-steps.png",
-                title=f"{number}{task} at equal steps",
-            ),
-            picture.render(
-                _draw_by_compute(arms, metric),
-                name=f"{prefix}{slug}-compute.png",
-                title=f"{number}{task} at equal compute",
-            ),
-        ]
+    return picture.render(
+        _draw([arms] if len(arms) <= _MOST_BANDS else _rows(arms)),
+        name=f"{prefix}{slug}.png",
+        title=f"{number}{task} at equal steps and at equal compute",
     )
 
 
-def _styles(arms: Sequence[str]) -> dict[str, tuple[str, str]]:
+def _rows(arms: _Arms) -> list[_Arms]:
+    """MetaAdamW and all else, AdamW in both; a single row where there is only one of them."""
+    ours = {arm: runs for arm, runs in arms.items() if arm.startswith(FAMILY)}
+    others = {arm: runs for arm, runs in arms.items() if arm not in ours}
+    if not ours or not others:
+        return [arms]
+    references = {arm: runs for arm, runs in others.items() if arm in (BASELINE, TUNED)}
+    return [{**ours, **references}, others]
+
+
+def _draw(rows: Sequence[_Arms]) -> Drawing:
+    figure = Drawing(figsize=(12, 4.2 * len(rows)), layout="constrained")
+    bands = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
+    for band, arms in zip(bands, rows, strict=True):
+        by_step, by_compute = band.subplots(1, 2, sharey=True)
+        for axes in (by_step, by_compute):
+            _prepare(axes, arms)
+        by_step.set_ylabel(next(iter(arms.values()))[0].metric_name)
+        _draw_by_step(by_step, arms)
+        _draw_by_compute(by_compute, arms)
+        handles, names = by_step.get_legend_handles_labels()
+        band.legend(handles, names, loc="outside right center", frameon=False, fontsize=9)
+    return figure
+
+
+def _prepare(axes: Axes, arms: _Arms) -> None:
+    if next(iter(arms.values()))[0].direction == "minimize":
+        axes.set_yscale("log")
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_locator(MaxNLocator(7))
+        axes.yaxis.set_major_formatter("{x:g}")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+
+
+def _styles(arms: _Arms) -> dict[str, tuple[str, str]]:
     """Colour and line style of each arm."""
     further = cycle((colour, style) for style in ("--", "-.") for colour in _FURTHER_COLOURS)
     return {arm: (_COLOURS[arm], "-") if arm in _COLOURS else next(further) for arm in arms}
 
 
-def _axes(metric: str, direction: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(6.4, 4.8), layout="constrained")
-    axes = figure.add_subplot()
-    if direction == "minimize":
-        axes.set_yscale("log")
-        axes.yaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_locator(MaxNLocator(7))
-        axes.yaxis.set_major_formatter("{x:g}")
-    axes.set_ylabel(metric)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
-    return figure, axes
-
-
-def _legend(figure: Figure) -> Figure:
-    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-    return figure
-
-
-def _draw_by_step(arms: dict[str, list[FinishedRun]], metric: str) -> Figure:
-    figure, axes = _axes(metric, next(iter(arms.values()))[0].direction)
-    styles = _styles(list(arms))
+def _draw_by_step(axes: Axes, arms: _Arms) -> None:
+    styles = _styles(arms)
     for arm, runs in arms.items():
         by_step: dict[int, list[float]] = {}
         for run in runs:
@@ -116,7 +124,6 @@ def _draw_by_step(arms: dict[str, list[FinishedRun]], metric: str) -> Figure:
         _band(axes, arm, len(arms), steps[:together], mean[:together], deviation[:together], colour)
     axes.set_xlabel("step")
     _epochs_on_top(axes, [run for runs in arms.values() for run in runs])
-    return _legend(figure)
 
 
 def _epochs_on_top(axes: Axes, runs: Sequence[FinishedRun]) -> None:
@@ -129,10 +136,8 @@ def _epochs_on_top(axes: Axes, runs: Sequence[FinishedRun]) -> None:
         top.set_xlabel("epoch")
 
 
-def _draw_by_compute(arms: dict[str, list[FinishedRun]], metric: str) -> Figure:
-    direction = next(iter(arms.values()))[0].direction
-    figure, axes = _axes(metric, direction)
-    styles = _styles(list(arms))
+def _draw_by_compute(axes: Axes, arms: _Arms) -> None:
+    styles = _styles(arms)
     for arm, runs in arms.items():
         first = max(run.evaluations[0].seconds for run in runs)
         grid = np.linspace(first, max(run.compute for run in runs), _POINTS)
@@ -145,11 +150,10 @@ def _draw_by_compute(arms: dict[str, list[FinishedRun]], metric: str) -> Figure:
         mean = table[:, known].mean(axis=0)
         deviation = table[:, known].std(axis=0, ddof=1) if len(runs) > 1 else np.zeros_like(mean)
         colour, style = styles[arm]
-        axes.plot(grid[known], mean, style, color=colour, label=arm, linewidth=1.8)
+        axes.plot(grid[known], mean, style, color=colour, linewidth=1.8)
         axes.plot(grid[known][-1:], mean[-1:], "o", color=colour, markersize=4)
         _band(axes, arm, len(arms), grid[known], mean, deviation, colour)
     axes.set_xlabel("seconds of training and meta-updates")
-    return _legend(figure)
 
 
 def _or_nan(value: float | None) -> float:

@@ -10,7 +10,6 @@ __all__ = [
     "Block",
     "Details",
     "Figure",
-    "Figures",
     "Result",
     "Section",
     "Table",
@@ -67,14 +66,6 @@ class Figure:
     image: bytes = field(repr=False)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Figures:
-    """Pictures that belong side by side."""
-
-    figures: Sequence[Figure]
-    small: bool = False
-
-
 class Result(NamedTuple):
     """What the runs of one setting say about a claim."""
 
@@ -110,4 +101,4 @@ class Section:
     blocks: Sequence[Block]
 
 
-Block = Words | Table | Figure | Figures | Verdict | Details
+Block = Words | Table | Figure | Verdict | Details

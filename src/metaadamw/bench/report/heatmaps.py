@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure as Drawing
+from matplotlib.figure import SubFigure
 
 from metaadamw.bench.report import picture
 from metaadamw.bench.report.collection import Collection
@@ -17,7 +18,8 @@ __all__ = ["HEAT_MAPS", "heat_map", "mean_over_seeds"]
 
 HEAT_MAPS = (
     "α multiplies the learning rate, β the weight decay of a group of parameters; red is more "
-    "than AdamW, blue is less, white is 1, AdamW itself. Each picture has its own scale."
+    "than AdamW, blue is less, white is 1, AdamW itself. Each task has its own scale. Where β is 1 "
+    "throughout, α stands alone."
 )
 
 _LEAST_REACH, _MOST_REACH = 0.01, 6.0  # powers of two
@@ -43,36 +45,52 @@ def mean_over_seeds(histories: Sequence[Modulation]) -> Modulation:
     return Modulation(longest.steps, longest.groups, *means)
 
 
-def heat_map(collection: Collection, task: str, arm: str) -> Figure | None:
-    """α above β, group × step; None without recorded histories."""
-    runs = [run for run in collection.of(task, arm) if run.modulation is not None]
-    histories = [run.modulation for run in runs if run.modulation is not None]
-    histories = [history for history in histories if history.groups == histories[0].groups]
-    if not histories:
+def heat_map(collection: Collection, arm: str) -> Figure | None:
+    """α and β of an arm, a row a task, group × step; None without recorded histories."""
+    means = {task: _mean(collection, task, arm) for task in collection.tasks}
+    found = {task: mean for task, mean in means.items() if mean is not None}
+    if not found:
         return None
     return picture.render(
-        _draw(mean_over_seeds(histories)),
-        name=f"modulation-{task}-{arm}-{collection.setting.slug}.png",
-        title=f"{task}, {arm}, mean over {len(histories)} seed{'s' * (len(histories) > 1)}",
+        _draw(found),
+        name=f"modulation-{arm}-{collection.setting.slug}.png",
+        title=f"{arm}, mean over seeds",
     )
 
 
-def _draw(history: Modulation) -> Drawing:
-    groups = len(history.groups)
-    figure = Drawing(figsize=(7, 1.4 + 2 * max(1.2, 0.19 * groups)), layout="constrained")
-    panels = figure.subplots(2, 1, sharex=True)
+def _mean(collection: Collection, task: str, arm: str) -> Modulation | None:
+    runs = [run for run in collection.of(task, arm) if run.modulation is not None]
+    histories = [run.modulation for run in runs if run.modulation is not None]
+    histories = [history for history in histories if history.groups == histories[0].groups]
+    return mean_over_seeds(histories) if histories else None
+
+
+def _draw(means: Mapping[str, Modulation]) -> Drawing:
+    factors = {"alpha": "α (learning rate)", "beta": "β (weight decay)"}
+    if all((mean.beta == 1).all() for mean in means.values()):
+        del factors["beta"]  # nothing to see
+    heights = [0.9 + 0.16 * max(4, len(mean.groups)) for mean in means.values()]
+    figure = Drawing(figsize=(2.6 + 4 * len(factors), sum(heights)), layout="constrained")
+    bands = figure.subfigures(len(means), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for band, (task, mean) in zip(bands, means.items(), strict=True):
+        _draw_task(band, task, mean, factors)
+    return figure
+
+
+def _draw_task(band: SubFigure, task: str, history: Modulation, factors: Mapping[str, str]) -> None:
     # Halving is as far from 1 as doubling; a factor of 0 is as far as there are colours.
     with np.errstate(divide="ignore"):
-        tables = {
-            "α (learning rate)": np.log2(history.alpha).clip(-_MOST_REACH, _MOST_REACH),
-            "β (weight decay)": np.log2(history.beta).clip(-_MOST_REACH, _MOST_REACH),
-        }
-    reach = max(_LEAST_REACH, *(np.nanmax(np.abs(values)) for values in tables.values()))
+        tables = [
+            np.log2(getattr(history, name)).clip(-_MOST_REACH, _MOST_REACH) for name in factors
+        ]
+    reach = max(_LEAST_REACH, *(np.nanmax(np.abs(values)) for values in tables))
     # Cells end halfway between recorded steps.
     steps = history.steps
     inner = (steps[1:] + steps[:-1]) / 2
     edges = np.concatenate([steps[:1] - 0.5, inner, steps[-1:] + 0.5])
-    for axes, (title, values) in zip(panels, tables.items(), strict=True):
+    groups = len(history.groups)
+    panels = band.subplots(1, len(factors), sharey=True, squeeze=False)[0]
+    for axes, title, values in zip(panels, factors.values(), tables, strict=True):
         image = axes.pcolormesh(
             edges,
             np.arange(groups + 1) - 0.5,
@@ -82,11 +100,10 @@ def _draw(history: Modulation) -> Drawing:
             vmax=reach,
             rasterized=True,
         )
-        axes.set_yticks(range(groups), history.groups, fontsize=7)
-        axes.invert_yaxis()
-        axes.set_title(title, fontsize=10, loc="left")
-    panels[-1].set_xlabel("step")
-    figure.colorbar(
-        image, ax=list(panels), pad=0.01, aspect=30, format=lambda power, _: f"{2**power:.3g}"
-    )
-    return figure
+        axes.set_title(f"{task}: {title}", fontsize=9, loc="left")
+        axes.set_xlabel("step", fontsize=8)
+        axes.tick_params(axis="x", labelsize=8)
+    panels[0].set_yticks(range(groups), history.groups, fontsize=7)
+    panels[0].invert_yaxis()
+    colours = band.colorbar(image, ax=list(panels), pad=0.01, format=lambda p, _: f"{2**p:.3g}")
+    colours.ax.tick_params(labelsize=7)

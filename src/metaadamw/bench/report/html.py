@@ -11,7 +11,6 @@ from metaadamw.bench.report.document import (
     Block,
     Details,
     Figure,
-    Figures,
     Section,
     Table,
     Text,
@@ -84,11 +83,6 @@ def _block(block: Block) -> Iterator[str]:
         yield from _table(block)
     elif isinstance(block, Figure):
         yield from _figure(block)
-    elif isinstance(block, Figures):
-        yield f'<div class="figures{" small" if block.small else ""}">'
-        for figure in block.figures:
-            yield from _figure(figure)
-        yield "</div>"
     elif isinstance(block, Details):
         yield f"<details><summary>{escape(block.summary)}</summary>"
         for inner in block.blocks:

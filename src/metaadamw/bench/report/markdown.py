@@ -8,7 +8,6 @@ from metaadamw.bench.report.document import (
     Block,
     Details,
     Figure,
-    Figures,
     Result,
     Section,
     Table,
@@ -48,9 +47,6 @@ def _block(block: Block) -> Iterator[str]:
     elif isinstance(block, Figure):
         yield f"**{_escape(block.title)}**"
         yield f"![{_escape(block.title)}]({FIGURES}/{block.name})"
-    elif isinstance(block, Figures):
-        for figure in block.figures:
-            yield from _block(figure)
     elif isinstance(block, Details):
         yield f"<details><summary>{_escape(block.summary)}</summary>"
         for inner in block.blocks:

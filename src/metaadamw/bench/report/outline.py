@@ -8,7 +8,7 @@ from metaadamw.bench.report.ablations import table3
 from metaadamw.bench.report.claims import claims
 from metaadamw.bench.report.collection import FAMILY, Collection
 from metaadamw.bench.report.curves import CURVES, curves
-from metaadamw.bench.report.document import Block, Details, Figures, Section, Table, Words
+from metaadamw.bench.report.document import Block, Details, Section, Table, Words
 from metaadamw.bench.report.forest import FOREST, forest
 from metaadamw.bench.report.heatmaps import HEAT_MAPS, heat_map
 from metaadamw.bench.report.robustness import rates_table
@@ -162,14 +162,13 @@ def _rates(collection: Collection) -> Iterator[Block]:
 def _heat_maps(collection: Collection) -> Iterator[Block]:
     found = [
         picture
-        for task in collection.tasks
         for arm in collection.arms
         if arm.startswith(FAMILY)  # a replay has the factors of the run it replays
-        if (picture := heat_map(collection, task, arm)) is not None
+        if (picture := heat_map(collection, arm)) is not None
     ]
     if found:
         yield Words(HEAT_MAPS)
-        yield Figures(figures=found)
+        yield from found
 
 
 def _left_out(left_out: Sequence[LeftOut]) -> Section:
