@@ -29,7 +29,7 @@ bench: .venv/.bench   ## measure step, meta-update, memory, epochs on the CPU; w
 	$(PIP_INSTALL) --requirement benchmarks/requirements.txt
 	$(BIN)/python -m benchmarks.report $(ARGS)
 
-gpu-bench: .venv/.bench   ## the same on CUDA
+gpu-bench: .venv/.bench   ## measure step, memory, host syncs, CUDA graphs, training on CUDA; add them to the page
 	$(BIN)/python -m benchmarks.gpu $(ARGS)
 	$(BIN)/python -m benchmarks.report --page-only
 

@@ -15,8 +15,9 @@ def carried_factors(*, without: str | None = None) -> dict[str, float]:
     """α at birth by name of a group, as ``fine_grained_groups`` names them.
 
     Half of the way, on the log scale, to where groups of the same kind ended on five tasks in
-    windows, relative to the other groups of their model: final norms, embeddings and heads higher,
-    biases lower. What is not in it starts at 1.
+    windows, relative to the other groups of their model: embeddings higher, biases of linear and
+    attention layers lower, final norms and heads higher where their names have no number. What is
+    not in it starts at 1.
 
     Args:
         without: a task of the paper that shall have no part in it.

@@ -122,7 +122,8 @@ class ModulatorConfig:
             says how much of it goes where. Then α lies within e^±2·alpha_range.
         init: "identity" (output layer zero: α = β = 1 until something was learned) or "xavier"
             (paper).
-        update_every: steps between two refreshes of α and β; they are held in between.
+        update_every: steps between two refreshes of α and β; they are held in between, and mode
+            "online" learns at refreshes only. Without effect in windows, which hold them anyway.
 
     Raises:
         ValueError: a value out of range.
@@ -223,21 +224,22 @@ class MetaConfig:
         priorities: :math:`p_i > 0` of Eq. 13, in the order of the three terms.
         weighting: "uncertainty" (Eq. 13) or "fixed".
         fixed_weights: weights of the three terms under "fixed".
-        every: :math:`K_{meta}`, steps between two meta-updates.
-        warmup_steps: training steps before the first one.
+        every: :math:`K_{meta}`, steps between two meta-updates in mode "lookahead".
+        warmup_steps: training steps before the first one; in mode "online" before it learns.
         window: mode "online": steps of the first window, later ones grow with the run
             (``window.py``); 1 compares consecutive steps. Above 1 it needs two more copies of the
             parameters, and should be well above :math:`1/(1-\beta_1)`: 75 is a good choice.
         mean_speed: with a window: how far the mean of all groups' log factors follows its part of
             the signal, from 0 to 1; the differences between groups follow theirs in full.
         optimizer: what moves the modulator; "sgd" (paper), "adam", or "gauss_newton" (ours, mode
-            "online"): the smallest change of the modulator that moves its raw outputs by the
-            signal times ``lr``. None: "sgd" in mode "lookahead"; in mode "online" "adam", with a
-            window "gauss_newton".
+            "online"): about the smallest change of the modulator that moves its raw outputs by
+            ``lr`` times the signal's gradient with respect to them. None: "sgd" in mode
+            "lookahead"; in mode "online" "adam", with a window "gauss_newton".
         lr: its learning rate :math:`\eta_{meta}`. None: 1e-3 for "adam", 1e-4 for "sgd", 2.0 for
             "gauss_newton".
         weight_decay: coefficient of :math:`\sum \lVert W \rVert_2` (not squared) over encoder
-            tensors and output weight.
+            tensors and output weight, or over the factors' raw outputs with ``layers=0``; without
+            effect for "gauss_newton", as ``gate_sparsity``.
         hvp: product of Hessian and vector for Eq. 10: "exact", "finite_difference" (central),
             "forward_difference" (a gradient less, less accurate), or "auto" (exact where it exists;
             central elsewhere and for recurrent networks, where exact is slow).

@@ -35,7 +35,8 @@ class Feature:
         statistic: the statistic it is made of; a name of ``tensor_statistics``, ``Layout`` or
             "time_step".
         reduction: how the per-tensor values of a group become one: "mean", "std", "var", "share"
-            (sum over number of entries), "log_rms", or "none" for what is per group already.
+            (sum over number of entries), "log_rms", "sign" (of the mean), or "none" for what is per
+            group already.
         standardise: whether the column is standardised across groups.
         option: the ``ModulatorConfig`` flag that switches it on, if any.
     """
@@ -220,7 +221,7 @@ def standardise(columns: Tensor) -> Tensor:
 
 
 def time_feature(step: int | Tensor, total_steps: int | None, layout: Layout) -> Tensor:
-    """T / T, or 2σ(t/1000) − 1 where T is unknown; a scalar."""
+    """The time step: t / T, or 2σ(t/1000) − 1 where T is unknown; a scalar."""
     if isinstance(step, int):
         value = step / total_steps if total_steps else 2 / (1 + math.exp(-step / 1000)) - 1
         return layout.zero + value
@@ -239,7 +240,7 @@ def group_features(
     r"""The feature matrix :math:`F = [f_1; …; f_G]` (Sec. 3.3), shape [G, F].
 
     A missing gradient counts as a zero gradient, missing moments as zero. Finite wherever the
-    gradients, moments and parameters are.
+    gradients, moments and parameters are, and the squares of those and of v.
 
     Args:
         products: the ``needed_products`` of ``tensor_columns``, from ``layout.products``.

@@ -110,7 +110,8 @@ def fine_grained_groups(
 
     Raises:
         ValueError: no trainable parameter; a given parameter is not the model's, or is in two
-            groups.
+            groups; a group without "params"; an unknown ``kinds``.
+        TypeError: ``model`` is no module, a group no dict.
 
     Example:
         >>> model = nn.Sequential(nn.Embedding(10, 4), nn.LayerNorm(4), nn.Linear(4, 2))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["learned_state", "restore"]
 
-_ARCHITECTURE = ("heads", "alpha_range", "beta_range", "scale")
+_ARCHITECTURE = ("heads", "alpha_range", "beta_range", "scale", "mean_preserving")
 
 
 def learned_state(learner: Learner, param_groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -37,7 +37,7 @@ TokensOf = Callable[[Sequence[Tensor | None]], list[Token]]
 
 @dataclass(frozen=True, kw_only=True)
 class MetaUpdate:
-    """Report of one meta-update.
+    """Report of one meta-update; what an early skip left undone is None.
 
     Attributes:
         applied: whether the modulator was updated.

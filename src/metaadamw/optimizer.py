@@ -58,11 +58,11 @@ class MetaAdamW(Optimizer):
         eps: ε.
         weight_decay: λ, decoupled.
         modulator: the modulator and its features, or a recorded ``Schedule`` to replay.
-        meta: how the modulator learns.
+        meta: how the modulator learns; a schedule does not.
         total_steps: T of the time-step feature, if known.
         maximize: ascend instead of descend.
         foreach: update all tensors of a group at once. None: on devices where that is faster.
-        fused: use torch's fused kernel.
+        fused: use torch's fused kernel, or on a CPU ours, which has its bits. None: no.
         capturable: keep step counters and factors on the device, for CUDA graphs.
         seed: seed of the modulator's initial weights.
         eps_inside_sqrt: the printed form :math:`\sqrt{\hat v_t + \epsilon}` of Eq. 4 instead of
@@ -333,8 +333,8 @@ class MetaAdamW(Optimizer):
 
         Raises:
             ValueError: a batch is missing; the loss is no scalar, detached, or of other parameters.
-            RuntimeError: the mode is not "lookahead"; or ``hvp="exact"`` and the model has no
-                second derivative.
+            TypeError: ``model`` is no module, or ``loss_fn`` cannot be called.
+            RuntimeError: the mode is not "lookahead"; ``hvp="exact"`` without a second derivative.
 
         Example:
             >>> if optimizer.meta_update_due:

@@ -86,12 +86,16 @@ def windows_preset(
 
     Args:
         layers: of the Transformer; 0 learns the factors of the groups by themselves.
-        mean_preserving: for a learning rate with a schedule of your own: their mean stays 1.
+        mean_preserving: for a learning rate with a schedule of your own: their geometric mean stays
+            1, and each stays within e^±8.
         carried: with ``layers=0``, factors start where groups of their kind ended on other tasks
             (``metaadamw.carried``) instead of at 1; for groups from ``fine_grained_groups``.
 
     Returns:
         The two configurations, to be given to ``MetaAdamW(..., modulator=, meta=)``.
+
+    Raises:
+        ValueError: ``carried`` with a Transformer.
 
     Example:
         >>> modulator, meta = windows_preset()

@@ -69,7 +69,7 @@ WINDOW_PRODUCTS: list[Pair] = [
 
 
 def window_at(steps: int, first: int) -> tuple[int, int]:
-    """The window that a step lies in, from its first step to before its last.
+    """The window that a step lies in: its first step, and the first one after it.
 
     Example:
         >>> window_at(30, 25), window_at(1000, 25)

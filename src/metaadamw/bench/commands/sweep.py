@@ -71,7 +71,7 @@ def sweep(
         Path,
         typer.Option(
             file_okay=False,
-            help="Runs go to OUT/<protocol>-<size>/<task>/<arm>[+ablation]/seed<k>.",
+            help="Runs go to `OUT/<protocol>-<size>/<task>/<arm>[+ablation]/seed<k>`.",
         ),
     ] = Path("runs"),
     protocol: Annotated[Protocols | None, typer.Option(help="[default: clean]")] = None,
