@@ -140,12 +140,9 @@ def check_fits(saved: Any, own: Mapping[str, Any]) -> None:
     if missing:
         raise ValueError(f"the learned part must have the key {missing[0]!r}")
     for key, what in (("features", "features"), ("architecture", "modulator")):
-        theirs = saved[key]
-        if key == "architecture" and isinstance(theirs, dict):  # it was not always noted
-            theirs = {"mean_preserving": own[key]["mean_preserving"], **theirs}
-        if type(theirs) is not type(own[key]) or theirs != own[key]:
+        if type(saved[key]) is not type(own[key]) or saved[key] != own[key]:
             raise ValueError(
-                f"checkpoint has the {what} {theirs}, this optimizer {own[key]}: construct it "
+                f"checkpoint has the {what} {saved[key]}, this optimizer {own[key]}: construct it "
                 "with the same ModulatorConfig"
             )
     _check_groups(saved["groups"], own["groups"])
