@@ -61,7 +61,7 @@ def fetch_data(
         for name in dict.fromkeys(names or data_set_names()):
             data_set = get_data_set(name)
             try:
-                found = find(data_set, data_dir)
+                found = find(data_set, data_dir, to_complete=True)
                 if found is None:
                     paths = fetch(data_set, data_dir, show)
                 else:
