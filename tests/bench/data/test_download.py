@@ -1,6 +1,7 @@
 import errno
 import hashlib
 import http.server
+import socket
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -148,6 +149,22 @@ def test_fetch_makes_the_directory_and_completes_what_is_in_it(server, tmp_path,
         assert files_in(tmp_path) == ["content.bin", "other.bin"]
         (tmp_path / "new" / "toy" / "other.bin").unlink()  # as an interruption between the two
     assert server.ranges == [None] * 3
+
+
+def test_what_answers_without_being_a_web_server(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer():
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(b"SSH-2.0-hello\r\n\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/file"
+        toy = DataSet("toy", (Layout("published", (File("f", "sha256:0", url),), list),))
+        with pytest.raises(DataError, match=r"what answers is no web server \(BadStatusLine\)"):
+            fetch(toy, tmp_path)
 
 
 def test_missing_on_the_server(server, tmp_path):
