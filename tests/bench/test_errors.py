@@ -146,6 +146,14 @@ def test_what_is_not_finite_is_null_in_json(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "summary.json").read_text())["best_metric"] is None
 
 
+def test_a_run_without_a_finite_metric_is_asked_for_again(metaadamw, tmp_path):
+    words = ("run", "pydoc", "--arm", "adamw", "--lr", "1e30", "--max-steps", 1, "--quiet")
+    first = metaadamw(*words, "--out", tmp_path)
+    assert first[0] == 0
+    assert "bits per character not finite on validation" in first[1]
+    assert metaadamw(*words, "--out", tmp_path) == first
+
+
 def test_a_dry_run_says_which_runs_cannot_be_tried(metaadamw, tmp_path):
     code, out, err = metaadamw(
         *("sweep", "--tasks", "etth1,digits", "--arms", "adamw", "--dry-run"),
