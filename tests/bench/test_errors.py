@@ -154,6 +154,24 @@ def test_a_run_without_a_finite_metric_is_asked_for_again(metaadamw, tmp_path):
     assert metaadamw(*words, "--out", tmp_path) == first
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("epochs = 0", "epochs must be at least 1, got 0"),
+        ("max_steps = -3", "max_steps must be at least 1, got -3"),
+        ("threads = 0", "threads must be at least 1, got 0"),
+        ("seeds = [0, -1]", "seeds must be at least 0, got -1"),
+    ],
+)
+def test_a_sweep_file_is_held_to_what_flags_are(line, message, metaadamw, tmp_path):
+    file = tmp_path / "sweep.toml"
+    file.write_text(f'tasks = ["digits"]\narms = ["adamw"]\n{line}\n')
+    code, out, err = metaadamw("sweep", file, "--out", tmp_path / "runs", "--dry-run")
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
+
+
 def test_a_dry_run_says_which_runs_cannot_be_tried(metaadamw, tmp_path):
     code, out, err = metaadamw(
         *("sweep", "--tasks", "etth1,digits", "--arms", "adamw", "--dry-run"),
