@@ -172,6 +172,15 @@ def test_a_sweep_file_is_held_to_what_flags_are(line, message, metaadamw, tmp_pa
     assert err.count("\n") == 1
 
 
+def test_a_directory_is_shown_by_its_own_name(metaadamw, tmp_path):
+    root = tmp_path / "[red]x"
+    words = ("--tasks", "digits", "--arms", "adamw", "--out", root, "--dry-run")
+    assert f" runs in {root}: " in metaadamw("sweep", *words)[2]
+    root.mkdir()
+    told = metaadamw("doctor", "--no-cost", "--data-dir", root / "y")[1]
+    assert str(root / "y") in "".join(told.replace("│", "").split())
+
+
 def test_a_dry_run_says_which_runs_cannot_be_tried(metaadamw, tmp_path):
     code, out, err = metaadamw(
         *("sweep", "--tasks", "etth1,digits", "--arms", "adamw", "--dry-run"),

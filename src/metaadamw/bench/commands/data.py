@@ -71,6 +71,8 @@ def fetch_data(
             except DataError as error:
                 failed.append(str(error))
             else:
-                progress.console.print(f"{name}: {paths[0].parent}", soft_wrap=True)
+                progress.console.print(
+                    f"{name}: {paths[0].parent}", soft_wrap=True, highlight=False, markup=False
+                )
     if failed:
         raise DataError("; ".join(failed))

@@ -144,6 +144,7 @@ def sweep(
         f"{len(todo)} to do",
         soft_wrap=True,
         highlight=False,
+        markup=False,
     )
     commands = {
         place: job.command(data_dir, keep_checkpoint=keep_checkpoints)
