@@ -128,6 +128,16 @@ def test_first_epochs_are_held_against_the_authors_first_epochs_only(tmp_path):
         assert [row[0] for row in table.rows[1:]] == rows
 
 
+def test_an_epoch_that_was_cut_is_none(tmp_path):
+    run = write_run(tmp_path, "cifar10", "adamw", 0, protocol="paper", size="full", epochs=1)
+    change_json(run / "config.json", max_steps=5)
+    change_json(run / "summary.json", steps=5)
+    evaluation = {"kind": "evaluation", "split": "validation", "loss": 1.0, "metric": 10.0}
+    write_json(run / "metrics.jsonl", {**evaluation, "step": 5, "epoch": 1})
+    runs, _ = read_runs([tmp_path])
+    assert fidelity(Collection(runs[0].cell.setting, runs, [], ["cut"])) is None
+
+
 @pytest.mark.parametrize("name", task_names())
 def test_a_task_knows_its_length_without_its_data(name):
     task = get_task(name)

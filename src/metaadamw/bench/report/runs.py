@@ -57,14 +57,12 @@ class Evaluation(NamedTuple):
 
     Attributes:
         step: training steps taken before it.
-        epoch: epochs finished before it.
         seconds: training and meta-updates before it.
         loss: validation loss.
         metric: validation metric.
     """
 
     step: int
-    epoch: float
     seconds: float
     loss: float
     metric: float
@@ -343,7 +341,6 @@ def _evaluations(path: Path, steps: int, compute: float) -> Iterator[Evaluation]
                 found = True
                 yield Evaluation(
                     int(entry["step"]),
-                    float(entry["epoch"]),
                     compute * entry["step"] / max(steps, 1),
                     _float(entry["loss"]),
                     _float(entry["metric"]),
