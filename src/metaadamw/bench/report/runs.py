@@ -341,7 +341,7 @@ def _evaluations(path: Path, steps: int, compute: float) -> Iterator[Evaluation]
                 found = True
                 yield Evaluation(
                     int(entry["step"]),
-                    compute * entry["step"] / max(steps, 1),
+                    compute * (entry["step"] / max(steps, 1)),  # exactly all of it at the end
                     _float(entry["loss"]),
                     _float(entry["metric"]),
                 )
