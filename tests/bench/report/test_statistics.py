@@ -60,6 +60,15 @@ def test_equal_runs_are_no_evidence():
     assert paired_statistics([0.0] * 5) == (0.0, (0.0, 0.0), 1.0, 1.0)
 
 
+def test_equal_accuracies_tie(tmp_path):
+    # 970 of 1,000 images, in batches of 64: float32 means of the last batch round differently.
+    metrics(tmp_path, "digits", "adamw", [97.0] * 5)
+    metrics(tmp_path, "digits", "metaadamw", [97.0 * (1 + 3e-9)] * 5)
+    runs, _ = read_runs([tmp_path])
+    (found,) = compare(runs, "metaadamw", "adamw", "whole run")
+    assert found.gains == (0.0,) * 5
+
+
 def test_holm_by_hand():
     # Sorted 0.01 0.02 0.03 0.04, times 4 3 2 1: 0.04 0.06 0.06 0.04, never falling.
     assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])

@@ -31,6 +31,8 @@ SIGNIFICANT = 0.05
 FEWEST_SEEDS = 5
 _RESAMPLES = 9_999
 _FEWEST_FOR_AN_INTERVAL = 3
+# Far below what one example more or less makes.
+_ROUNDING = 1e-7
 
 
 class Paired(NamedTuple):
@@ -217,8 +219,8 @@ def _score(budget: Budget, on_test: bool) -> Callable[[FinishedRun, FinishedRun]
 
 
 def _equal(first: float, second: float) -> bool:
-    """Equal accuracies may differ by rounding; they tie."""
-    return math.isclose(first, second, rel_tol=1e-9)
+    """Equal accuracies may differ by the rounding of float32 batch means; they tie."""
+    return math.isclose(first, second, rel_tol=_ROUNDING)
 
 
 def best_within(run: FinishedRun, clock: Literal["step", "seconds"], limit: float) -> float | None:
