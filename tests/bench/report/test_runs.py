@@ -1,3 +1,4 @@
+import math
 import shutil
 
 import numpy as np
@@ -39,6 +40,13 @@ DAMAGES = {
         run / "summary.json", status="failed", error="OSError: disk full"
     ),
     "diverged": lambda run: change_json(run / "summary.json", best_metric=None),
+    "diverged: no finite": lambda run: change_json(run / "summary.json", best_metric=math.inf),
+    "ablation is ['x']": lambda run: [
+        change_json(run / name, ablation=["x"]) for name in ("config.json", "summary.json")
+    ],
+    "max_steps is 'x'": lambda run: change_json(run / "config.json", max_steps="x"),
+    "epochs is [1]": lambda run: change_json(run / "config.json", epochs=[1]),
+    "modulation.csv cannot": lambda run: (run / "modulation.csv").write_bytes(bytes(200_000)),
 }
 
 
