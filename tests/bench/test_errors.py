@@ -146,6 +146,41 @@ def test_what_is_not_finite_is_null_in_json(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "summary.json").read_text())["best_metric"] is None
 
 
+def test_a_run_without_a_finite_metric_is_asked_for_again(metaadamw, tmp_path):
+    words = ("run", "pydoc", "--arm", "adamw", "--lr", "1e30", "--max-steps", 1, "--quiet")
+    first = metaadamw(*words, "--out", tmp_path)
+    assert first[0] == 0
+    assert "bits per character not finite on validation" in first[1]
+    assert metaadamw(*words, "--out", tmp_path) == first
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("epochs = 0", "epochs must be at least 1, got 0"),
+        ("max_steps = -3", "max_steps must be at least 1, got -3"),
+        ("threads = 0", "threads must be at least 1, got 0"),
+        ("seeds = [0, -1]", "seeds must be at least 0, got -1"),
+    ],
+)
+def test_a_sweep_file_is_held_to_what_flags_are(line, message, metaadamw, tmp_path):
+    file = tmp_path / "sweep.toml"
+    file.write_text(f'tasks = ["digits"]\narms = ["adamw"]\n{line}\n')
+    code, out, err = metaadamw("sweep", file, "--out", tmp_path / "runs", "--dry-run")
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_directory_is_shown_by_its_own_name(metaadamw, tmp_path):
+    root = tmp_path / "[red]x"
+    words = ("--tasks", "digits", "--arms", "adamw", "--out", root, "--dry-run")
+    assert f" runs in {root}: " in metaadamw("sweep", *words)[2]
+    root.mkdir()
+    told = metaadamw("doctor", "--no-cost", "--data-dir", root / "y")[1]
+    assert str(root / "y") in "".join(told.replace("│", "").split())
+
+
 def test_a_dry_run_says_which_runs_cannot_be_tried(metaadamw, tmp_path):
     code, out, err = metaadamw(
         *("sweep", "--tasks", "etth1,digits", "--arms", "adamw", "--dry-run"),

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from rich.table import Table
+from rich.markup import escape
+from rich.table import Column, Table
 
 from metaadamw.bench.arms import get_arm
 from metaadamw.bench.config import RunRequest, resolve
@@ -65,17 +66,18 @@ def devices() -> Table:
 
 def data(data_dir: Path | None) -> Table:
     """Where each data set was found; the checksums are checked when it is read."""
-    table = Table("data set", "where", title="Data")
+    # A path that is cut short says nothing.
+    table = Table("data set", Column("where", overflow="fold"), title="Data")
     for name in data_set_names():
         try:
             found = find(get_data_set(name), data_dir)
         except DataError as error:
-            table.add_row(name, f"[red]{error}[/red]")
+            table.add_row(name, f"[red]{escape(str(error))}[/red]")
             continue
         if found is None:
             table.add_row(name, "[yellow]not here[/yellow]; metaadamw data fetch " + name)
         else:
-            table.add_row(name, f"{found.paths[0].parent} ({found.layout.name})")
+            table.add_row(name, escape(f"{found.paths[0].parent} ({found.layout.name})"))
     return table
 
 

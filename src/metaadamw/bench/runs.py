@@ -33,6 +33,7 @@ from metaadamw.bench.run_directory import (
     SUMMARY,
     Journal,
     RunDirectory,
+    finite,
 )
 from metaadamw.bench.stopping import Standing
 from metaadamw.bench.tasks import PreparedTask, get_task
@@ -115,7 +116,7 @@ def execute(
         arm: an arm that is on no list, in place of the request's.
 
     Returns:
-        The summary.
+        The summary as its file holds it: what is not finite is None.
 
     Raises:
         ValueError: the request does not make sense, or the directory holds another run.
@@ -176,7 +177,7 @@ class _Run:
                 shown = self.options.shown and self.workplace.writes
                 with RunProgress(title, self.config.last_step, shown=shown) as progress:
                     self._train(progress)
-                summary = self._summary("finished")
+                summary: dict[str, Any] = finite(self._summary("finished"))
             except Exception as error:
                 if self.workplace.writes:
                     with suppress(OSError):

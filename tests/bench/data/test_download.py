@@ -1,11 +1,14 @@
 import errno
 import hashlib
 import http.server
+import socket
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from metaadamw.bench import cli
 from metaadamw.bench.data import DataError, fetch, find, load
 from metaadamw.bench.data.files import DataSet, File, Layout
 
@@ -131,6 +134,37 @@ def test_offline_says_what_to_do(server, tmp_path):
     assert "toy: http://127.0.0.1" in message
     assert "--data-dir or METAADAMW_DATA" in message
     assert "\n" not in message
+
+
+def test_fetch_makes_the_directory_and_completes_what_is_in_it(server, tmp_path, monkeypatch):
+    (content,) = data_set(server).published.files
+    files = (content, replace(content, path="other.bin"))
+    toy = DataSet("toy", (Layout("published", files, lambda paths: paths),))
+    monkeypatch.setattr("metaadamw.bench.commands.data.get_data_set", lambda name: toy)
+    words = ["data", "fetch", "etth1", "--data-dir", str(tmp_path / "new")]
+    for _ in range(2):
+        with pytest.raises(SystemExit) as done:
+            cli.main(words)
+        assert done.value.code == 0
+        assert files_in(tmp_path) == ["content.bin", "other.bin"]
+        (tmp_path / "new" / "toy" / "other.bin").unlink()  # as an interruption between the two
+    assert server.ranges == [None] * 3
+
+
+def test_what_answers_without_being_a_web_server(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer():
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(b"SSH-2.0-hello\r\n\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/file"
+        toy = DataSet("toy", (Layout("published", (File("f", "sha256:0", url),), list),))
+        with pytest.raises(DataError, match=r"what answers is no web server \(BadStatusLine\)"):
+            fetch(toy, tmp_path)
 
 
 def test_missing_on_the_server(server, tmp_path):

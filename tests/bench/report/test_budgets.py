@@ -23,6 +23,19 @@ def make(root, arm, metrics, seconds, seed=0):
     )
 
 
+@pytest.mark.parametrize("seconds", [1.6, 1.7, 3.2, 3.4])
+def test_a_run_has_its_only_evaluation_within_its_own_budget(tmp_path, seconds):
+    for arm in ("adamw", "metaadamw"):
+        make(tmp_path, arm, [2.0], seconds=seconds)
+        run = tmp_path / "paper-small" / "etth1" / arm / "seed0"
+        change_json(run / "summary.json", steps=323)
+        text = (run / "metrics.jsonl").read_text().replace('"step": 10', '"step": 323')
+        (run / "metrics.jsonl").write_text(text)
+    runs, _ = read_runs([tmp_path])
+    (found,) = compare(runs, "metaadamw", "adamw", "equal compute")
+    assert found.values == found.baseline_values == (2.0,)
+
+
 def test_budgets_are_what_the_baselines_run_took(tmp_path):
     make(tmp_path, "adamw", [3.0, 2.0], seconds=20)  # stopped after 20 steps, 1 s each
     make(tmp_path, "metaadamw", [2.5, 1.9, 1.5, 1.0], seconds=80)  # 2 s a step

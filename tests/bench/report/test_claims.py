@@ -1,4 +1,5 @@
 import json
+import shutil
 
 from tests.bench.report.synthetic import TASKS, change_json, write_run
 
@@ -99,8 +100,29 @@ def test_claim_3(tmp_path):
     assert (result.verdict, result.detail) == ("reached", "holds on 5 of 5 tasks.")
     assert result.evidence[0] == (
         "etth1: metaadamw-slow-mean loses up to 2.49 %, AdamW up to 8.00 % over learning rates "
-        "0.00025 … 0.004"
+        "0.00025 … 0.004, n = 1"
     )
+    place = f"clean-small/imdb/{OURS}+lr-x4/seed1"
+    diverged = write_run(tmp_path, "imdb", OURS, 1, lr=4e-3, place=place)
+    change_json(diverged / "summary.json", status="failed", error="Diverged: nan")
+    (result,) = judge(tmp_path)[2].results
+    assert (result.verdict, result.detail) == ("not reached", "holds on 4 of 5 tasks.")
+    assert f"runs of {OURS} that failed or diverged: 1, n = 1" in result.evidence[-1]
+
+
+def test_claim_3_pairs_the_learning_rates_by_seed(tmp_path):
+    for factor, seeds in ((0.25, 2), (1, 3), (4, 2)):
+        for arm in ("adamw", OURS):
+            for seed in range(seeds):
+                place = (
+                    f"clean-small/etth1/{arm}{'' if factor == 1 else f'+lr-x{factor}'}/seed{seed}"
+                )
+                run = write_run(tmp_path, "etth1", arm, seed, lr=factor * 1e-3, place=place)
+                change_json(run / "summary.json", best_metric=1.0 if seed < 2 else 0.1)
+    (result,) = judge(tmp_path)[2].results
+    # With the easy third seed, which one rate alone has, the others would lose 43 %.
+    assert result.evidence[0].startswith("etth1: metaadamw-slow-mean loses up to 0.00 %, AdamW")
+    assert result.evidence[0].endswith("n = 2")
 
 
 def test_claim_4_counts_meta_updates_as_time(tmp_path):
@@ -113,6 +135,10 @@ def test_claim_4_counts_meta_updates_as_time(tmp_path):
         change_json(run / "summary.json", seconds=seconds | {"optimizer_step": 0.01})
     (result,) = judge(tmp_path)[3].results
     assert result.verdict == "reached"
+    shutil.rmtree(tmp_path / "clean-small" / "imdb" / "adamw")
+    (result,) = judge(tmp_path)[3].results
+    assert result.verdict == "not reached"
+    assert result.detail.endswith(" No times on imdb.")
 
 
 def test_claim_4_is_about_what_the_optimizers_take_for_themselves(tmp_path):

@@ -167,6 +167,21 @@ def test_options_and_changed_settings_are_not_lost(tmp_path, monkeypatch):
     ]
 
 
+def test_a_single_matched_run_names_what_it_took(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for place in ("one", None):
+        run = write_run(tmp_path / "runs", "imdb", "adamw-matched", 0, lr=9e-4, place=place)
+        change_json(run / "config.json", arm_settings={"mean_alpha": 0.9})
+    runs = [
+        run for root in ("one", "clean-small") for run in read_runs([tmp_path / "runs" / root])[0]
+    ]
+    assert list(run_commands(runs)) == [
+        f"metaadamw sweep --tasks imdb --arms adamw-matched --seeds 0 {OPTIONS} --out runs",
+        "metaadamw run imdb --arm adamw-matched --lr 0.001 --weight-decay 0.01 --mean-alpha 0.9 "
+        f"--seed 0 {OPTIONS} --out runs/one",
+    ]
+
+
 def test_learning_rates_of_a_sweep_come_from_one_command(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for seed in (0, 1):

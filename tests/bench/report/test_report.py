@@ -1,7 +1,10 @@
+import errno
 import json
+import os
 import re
 import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
 import matplotlib
 import pytest
@@ -249,6 +252,27 @@ def test_pictures_of_an_earlier_report_go_and_those_of_others_stay(tmp_path):
     assert not (out / "figures" / "digits-clean-small.png").exists()
     assert (out / "figures" / "figure1-etth1-clean-small.png").exists()
     assert (out / "figures" / "mine.png").exists()
+
+
+def test_a_full_disk_leaves_the_earlier_report_as_it_was(tmp_path, monkeypatch):
+    write_run(tmp_path / "runs", "etth1", "adamw", 0)
+    write_report([tmp_path / "runs"], tmp_path / "out")
+
+    def files():
+        return {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
+
+    before, real = files(), Path.write_bytes
+
+    def full(self, content):
+        if self.name == ".statistics.json.tmp":  # the last of them
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(self, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    write_run(tmp_path / "others", "digits", "adamw", 0)
+    with pytest.raises(OSError, match="No space left on device"):
+        write_report([tmp_path / "others"], tmp_path / "out")
+    assert files() == before
 
 
 def test_one_run_alone_and_runs_that_all_failed(tmp_path):

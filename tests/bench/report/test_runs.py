@@ -1,3 +1,4 @@
+import math
 import shutil
 
 import numpy as np
@@ -39,6 +40,13 @@ DAMAGES = {
         run / "summary.json", status="failed", error="OSError: disk full"
     ),
     "diverged": lambda run: change_json(run / "summary.json", best_metric=None),
+    "diverged: no finite": lambda run: change_json(run / "summary.json", best_metric=math.inf),
+    "ablation is ['x']": lambda run: [
+        change_json(run / name, ablation=["x"]) for name in ("config.json", "summary.json")
+    ],
+    "max_steps is 'x'": lambda run: change_json(run / "config.json", max_steps="x"),
+    "epochs is [1]": lambda run: change_json(run / "config.json", epochs=[1]),
+    "modulation.csv cannot": lambda run: (run / "modulation.csv").write_bytes(bytes(200_000)),
 }
 
 
@@ -126,6 +134,16 @@ def test_first_epochs_are_held_against_the_authors_first_epochs_only(tmp_path):
         assert setting.title == "paper protocol, full size" + (", 1 epoch" if asked else "")
         table = fidelity(Collection(setting, runs, [], ["first"]))
         assert [row[0] for row in table.rows[1:]] == rows
+
+
+def test_an_epoch_that_was_cut_is_none(tmp_path):
+    run = write_run(tmp_path, "cifar10", "adamw", 0, protocol="paper", size="full", epochs=1)
+    change_json(run / "config.json", max_steps=5)
+    change_json(run / "summary.json", steps=5)
+    evaluation = {"kind": "evaluation", "split": "validation", "loss": 1.0, "metric": 10.0}
+    write_json(run / "metrics.jsonl", {**evaluation, "step": 5, "epoch": 1})
+    runs, _ = read_runs([tmp_path])
+    assert fidelity(Collection(runs[0].cell.setting, runs, [], ["cut"])) is None
 
 
 @pytest.mark.parametrize("name", task_names())

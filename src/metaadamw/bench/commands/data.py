@@ -61,7 +61,7 @@ def fetch_data(
         for name in dict.fromkeys(names or data_set_names()):
             data_set = get_data_set(name)
             try:
-                found = find(data_set, data_dir)
+                found = find(data_set, data_dir, to_complete=True)
                 if found is None:
                     paths = fetch(data_set, data_dir, show)
                 else:
@@ -71,6 +71,8 @@ def fetch_data(
             except DataError as error:
                 failed.append(str(error))
             else:
-                progress.console.print(f"{name}: {paths[0].parent}", soft_wrap=True)
+                progress.console.print(
+                    f"{name}: {paths[0].parent}", soft_wrap=True, highlight=False, markup=False
+                )
     if failed:
         raise DataError("; ".join(failed))

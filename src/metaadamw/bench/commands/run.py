@@ -155,10 +155,10 @@ def run(
 
 
 def _conclusion(summary: dict[str, Any], directory: Path) -> str:
-    test = summary["test_metric"]
+    best, test = summary["best_metric"], summary["test_metric"]
     return (
-        f"{summary['task']}, {summary['arm']}, seed {summary['seed']}: "
-        f"{summary['metric_name']} {summary['best_metric']:.6g} on validation, "
+        f"{summary['task']}, {summary['arm']}, seed {summary['seed']}: {summary['metric_name']} "
+        f"{'not finite' if best is None else f'{best:.6g}'} on validation, "
         f"best at epoch {summary['best_epoch']} of {summary['epochs']}"
         + ("" if test is None else f"; {test:.6g} on test")
         + f"; {summary['seconds']['total']:.1f} s; {directory}"

@@ -144,6 +144,7 @@ def sweep(
         f"{len(todo)} to do",
         soft_wrap=True,
         highlight=False,
+        markup=False,
     )
     commands = {
         place: job.command(data_dir, keep_checkpoint=keep_checkpoints)
@@ -232,6 +233,11 @@ def _check(given: dict[str, Any]) -> None:
     for factor in given["lr_factors"]:
         if not 0 < factor < math.inf or factor == 1:
             raise typer.BadParameter(f"lr_factors must be above 0 and not 1, got {factor:g}")
+    for name in ("epochs", "max_steps", "threads"):
+        if given.get(name, 1) < 1:
+            raise typer.BadParameter(f"{name} must be at least 1, got {given[name]}")
+    if min(given["seeds"]) < 0:
+        raise typer.BadParameter(f"seeds must be at least 0, got {min(given['seeds'])}")
     check_names([given.get("protocol", "clean")], [p.value for p in Protocols])
     check_names([given.get("size", "small")], [s.value for s in Sizes])
     check_names([given.get("precision", "fp32")], [p.value for p in Precisions])

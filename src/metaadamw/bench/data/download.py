@@ -44,6 +44,8 @@ def download(url: str, part: Path, progress: Progress | None = None) -> bool:
             raise
         # The beginning is as long as the file, or longer: the checksum tells.
         return True
+    except http.client.HTTPException as error:
+        raise OSError(f"what answers is no web server ({type(error).__name__})") from error
     with response:
         resumed = have > 0 and response.status == _PARTIAL_CONTENT
         have = have if resumed else 0

@@ -84,8 +84,15 @@ class Found(NamedTuple, Generic[Content]):
     paths: tuple[Path, ...]
 
 
-def find(data_set: DataSet[Content], data_dir: Path | None = None) -> Found[Content] | None:
+def find(
+    data_set: DataSet[Content], data_dir: Path | None = None, *, to_complete: bool = False
+) -> Found[Content] | None:
     """Look for a data set in ``data_dir``, or else in ``METAADAMW_DATA`` and in the cache.
+
+    Args:
+        data_set: the data set.
+        data_dir: the only directory to look in.
+        to_complete: what is missing will be fetched: ``data_dir`` may hold a part, or not exist.
 
     Returns:
         The first form of which every file is there, not yet checked; None if there is none.
@@ -95,7 +102,7 @@ def find(data_set: DataSet[Content], data_dir: Path | None = None) -> Found[Cont
     """
     variable = os.environ.get(DATA_VARIABLE)
     asked = data_dir or (Path(variable) if variable else None)
-    if asked is not None and not asked.is_dir():
+    if asked is not None and not asked.is_dir() and not (data_dir and to_complete):
         origin = "the data directory" if data_dir else DATA_VARIABLE
         raise DataError(f"{origin} does not exist: {asked}")
     cache = cache_directory() / "data"
@@ -106,7 +113,8 @@ def find(data_set: DataSet[Content], data_dir: Path | None = None) -> Found[Cont
             paths = tuple(base / file.path for file in layout.files)
             if all(path.is_file() for path in paths):
                 return Found(layout, paths)
-    _refuse_parts(data_set, [base for base in bases if cache not in base.parents])
+    if not to_complete:
+        _refuse_parts(data_set, [base for base in bases if cache not in base.parents])
     return None
 
 

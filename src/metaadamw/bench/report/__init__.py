@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -49,18 +49,24 @@ def write_report(roots: Sequence[Path], out: Path) -> None:
     ]
     sections = outline(collections, left_out)
     pictures = [figure for section in sections for figure in _pictures(section.blocks)]
-    (out / FIGURES).mkdir(parents=True, exist_ok=True)
-    _remove_pictures_of_earlier_report(out)
-    for picture in pictures:
-        _write(out / FIGURES / picture.name, picture.image)
-    _write(out / "report.md", markdown(TITLE, sections).encode())
-    _write(out / "report.html", html(TITLE, sections).encode())
     content = {
         **values(collections, left_out),
         "figures": sorted(picture.name for picture in pictures),
     }
     text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    _write(out / "statistics.json", f"{text}\n".encode())
+    new = {out / FIGURES / picture.name: picture.image for picture in pictures}
+    outdated = _pictures_of_earlier_report(out) - new.keys()
+    (out / FIGURES).mkdir(parents=True, exist_ok=True)
+    _write(
+        {
+            **new,
+            out / "report.md": markdown(TITLE, sections).encode(),
+            out / "report.html": html(TITLE, sections).encode(),
+            out / "statistics.json": f"{text}\n".encode(),
+        }
+    )
+    for path in outdated:
+        path.unlink(missing_ok=True)
 
 
 def _pictures(blocks: Sequence[Block]) -> Iterator[Figure]:
@@ -71,21 +77,25 @@ def _pictures(blocks: Sequence[Block]) -> Iterator[Figure]:
             yield from _pictures(block.blocks)
 
 
-def _remove_pictures_of_earlier_report(out: Path) -> None:
+def _pictures_of_earlier_report(out: Path) -> set[Path]:
     """Only what an earlier report says it has written itself."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        earlier = json.loads((out / "statistics.json").read_text(encoding="utf-8"))["figures"]
-        for name in earlier:
-            (out / FIGURES / Path(name).name).unlink(missing_ok=True)
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Replace a file in one go: a full disk leaves the earlier report in place."""
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
+        earlier = json.loads((out / "statistics.json").read_text(encoding="utf-8"))["figures"]
+        return {out / FIGURES / Path(name).name for name in earlier}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+
+
+def _write(contents: Mapping[Path, bytes]) -> None:
+    """Replace files once all are on the disk: a full one leaves the earlier report as it was."""
+    temporaries = {path: path.with_name(f".{path.name}.tmp") for path in contents}
+    try:
+        for path, temporary in temporaries.items():
+            temporary.write_bytes(contents[path])
+        for path, temporary in temporaries.items():
+            os.replace(temporary, path)
     except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
+        for temporary in temporaries.values():
+            with suppress(OSError):
+                temporary.unlink()
         raise

@@ -26,11 +26,13 @@ class Asked(NamedTuple):
         options: words that sweeps and single runs both take.
         changes: settings of the arm, ``KEY=VALUE``, which only single runs take.
         processes: how many torchrun started.
+        mean_alpha: what a matched arm took from another run; a sweep brings that run along.
     """
 
     options: tuple[str, ...] = ()
     changes: tuple[str, ...] = ()
     processes: int = 1
+    mean_alpha: float | None = None
 
     @property
     def by_a_sweep(self) -> bool:
@@ -44,7 +46,8 @@ def asked(config: Mapping[str, Any]) -> Asked:
     for name in _OPTIONS:
         value = config.get(name, _DEFAULTS[name])
         options += [] if value == _DEFAULTS[name] else [f"--{name}", str(value)]
-    return Asked(tuple(options), tuple(_changes(config)), config.get("processes", 1))
+    mean_alpha = config["arm_settings"].get("mean_alpha")
+    return Asked(tuple(options), tuple(_changes(config)), config.get("processes", 1), mean_alpha)
 
 
 def _changes(config: Mapping[str, Any]) -> Iterator[str]:

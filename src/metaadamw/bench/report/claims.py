@@ -156,19 +156,21 @@ def _robust(collection: Collection) -> Result:
             "", "no data", "no task with three learning rates of both arms around AdamW's best."
         )
     missing = [task for task in PAPER if task not in {result.task for result in found}]
-    reached = not missing and all(r.whole and r.ratio <= _MOST_OF_ADAMWS_LOSS for r in found)
+    within_half = [r.ratio <= _MOST_OF_ADAMWS_LOSS and not r.lost for r in found]
+    reached = not missing and all(within_half) and all(r.whole for r in found)
     every = tuple(
         f"{r.task}: {OURS} loses up to {r.loss:.2f} %, AdamW up to {r.adamw_loss:.2f} % over "
         f"learning rates {r.rates[0]:g} … {r.rates[-1]:g}"
         + ("" if r.whole else " (not the whole range)")
+        + (f"; runs of {OURS} that failed or diverged: {r.lost}" if r.lost else "")
+        + f", n = {r.seeds}"
         for r in found
     )
-    within = sum(r.ratio <= _MOST_OF_ADAMWS_LOSS for r in found)
     lacking = f" No data on {', '.join(missing)}." if missing else ""
     return Result(
         "",
         "reached" if reached else "not reached",
-        f"holds on {within} of {len(found)} tasks.{lacking}",
+        f"holds on {sum(within_half)} of {len(found)} tasks.{lacking}",
         every,
     )
 
@@ -178,7 +180,8 @@ def _cheap(collection: Collection) -> Result:
     if not overheads:
         return Result("", "no data", f"no common seeds of {OURS} and {BASELINE}.")
     equal = _better_than_tuned(collection, "equal compute")
-    cheap = all(own <= _MOST_OVERHEAD for own, _ in overheads.values())
+    missing = [task for task in PAPER if task not in overheads]
+    cheap = not missing and all(own <= _MOST_OVERHEAD for own, _ in overheads.values())
     found = _on_paper_tasks(collection, OURS, TUNED, "equal compute")
     every = tuple(
         f"{task}: {numbers.percent(100 * own)} a step, {numbers.percent(100 * whole)} by all "
@@ -194,7 +197,7 @@ def _cheap(collection: Collection) -> Result:
         "reached" if cheap and equal.verdict == "reached" else "not reached",
         f"{own} a step, by what the optimizers take for themselves ({whole} by all seconds of "
         "training, with the machine's noise in them); at equal wall-clock "
-        f"{equal.detail}",
+        f"{equal.detail}" + (f" No times on {', '.join(missing)}." if missing else ""),
         every,
     )
 

@@ -66,7 +66,7 @@ def run_commands(runs: Iterable[FinishedRun]) -> Iterator[str]:
         if run.sweep is None or not run.asked.by_a_sweep:
             single.append(run)
             continue
-        sweep = _Sweep(run.sweep, run.cell.setting, run.asked)
+        sweep = _Sweep(run.sweep, run.cell.setting, run.asked._replace(mean_alpha=None))
         place = _Place(run.cell.arm, run.cell.task, run.seed)
         if run.cell.ablation is None:
             plain.setdefault(sweep, {})[place] = []
@@ -140,6 +140,7 @@ def _run_command(run: FinishedRun) -> str:
             # The task's or others: that the run itself does not tell.
             "--lr": None if chosen else f"{run.rate:g}",
             "--weight-decay": None if chosen else str(run.weight_decay),
+            "--mean-alpha": None if run.asked.mean_alpha is None else str(run.asked.mean_alpha),
             "--seed": str(run.seed),
             **_setting(run.cell.setting),
         },

@@ -52,8 +52,8 @@ def number(content: dict[str, Any], name: str) -> float:
 
 
 def optional_number(content: dict[str, Any], name: str) -> float | None:
-    """A number; what was not finite is written as null."""
+    """A finite number; what is not, or was not and is written as null, is None."""
     value = content.get(name)
     if value is not None and not isinstance(value, (int, float)):
         raise Unusable(f"{name} is not a number")
-    return None if value is None else float(value)
+    return None if value is None or not math.isfinite(value) else float(value)

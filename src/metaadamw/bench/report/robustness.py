@@ -5,6 +5,7 @@ from __future__ import annotations
 from statistics import fmean
 from typing import NamedTuple
 
+from metaadamw.bench.places import RATE
 from metaadamw.bench.report import numbers
 from metaadamw.bench.report.collection import BASELINE, OURS, Collection
 from metaadamw.bench.report.commands import report_command, run_commands
@@ -25,7 +26,7 @@ def rates_table(collection: Collection, task: str) -> Table | None:
     if not rates:
         return None
     rows = [
-        [f"{rate:g}", *(_cell(values.get(rate, [])) for values in found.values())] for rate in rates
+        [f"{rate:g}", *(_cell(values.get(rate, {})) for values in found.values())] for rate in rates
     ]
     runs = [run for run in collection.runs if run.cell.task == task and run.cell.arm in found]
     return Table(
@@ -40,12 +41,14 @@ def rates_table(collection: Collection, task: str) -> Table | None:
     )
 
 
-def _cell(values: list[float]) -> str:
-    return f"{numbers.spread(values)} ({len(values)})" if values else ""
+def _cell(values: dict[int, float]) -> str:
+    return f"{numbers.spread(values.values())} ({len(values)})" if values else ""
 
 
 class Robustness(NamedTuple):
     """Largest losses over learning rates within 4× of AdamW's best, each from the arm's own best.
+
+    Means over the seeds that both arms have with each of these rates.
 
     Attributes:
         task: name of the task.
@@ -53,6 +56,8 @@ class Robustness(NamedTuple):
         loss: MetaAdamW's largest loss in percent.
         adamw_loss: AdamW's.
         whole: whether the rates span the whole range on both sides.
+        seeds: how many seeds there are.
+        lost: how many runs of MetaAdamW within the range failed or diverged.
     """
 
     task: str
@@ -60,6 +65,8 @@ class Robustness(NamedTuple):
     loss: float
     adamw_loss: float
     whole: bool
+    seeds: int
+    lost: int
 
     @property
     def ratio(self) -> float:
@@ -67,13 +74,13 @@ class Robustness(NamedTuple):
         return self.loss / self.adamw_loss if self.adamw_loss > 0 else float(self.loss > 0)
 
 
-def by_learning_rate(collection: Collection, task: str, arm: str) -> dict[float, list[float]]:
-    """Best validation metrics by learning rate; runs that differ in nothing else."""
-    values: dict[float, list[float]] = {}
+def by_learning_rate(collection: Collection, task: str, arm: str) -> dict[float, dict[int, float]]:
+    """Best validation metrics by learning rate and seed; runs that differ in nothing else."""
+    values: dict[float, dict[int, float]] = {}
     for run in collection.runs:
         plain = run.cell.ablation is None or run.is_rate_variant
         if plain and (run.cell.task, run.cell.arm) == (task, arm):
-            values.setdefault(run.rate, []).append(run.best_metric)
+            values.setdefault(run.rate, {})[run.seed] = run.best_metric
     return dict(sorted(values.items()))
 
 
@@ -85,17 +92,37 @@ def robustness(collection: Collection, task: str) -> Robustness | None:
         return None
     runs = collection.of(task, BASELINE) or collection.of(task, OURS)
     sign = 1 if runs and runs[0].direction == "maximize" else -1
-    best = max(theirs, key=lambda rate: sign * fmean(theirs[rate]))
+    best = max(theirs, key=lambda rate: sign * fmean(theirs[rate].values()))
     low, high = best / _RANGE / _ROOM, best * _RANGE * _ROOM
     rates = tuple(rate for rate in sorted(mine.keys() & theirs.keys()) if low <= rate <= high)
     if len(rates) < _FEWEST_RATES or best not in rates:
         return None
+    seeds = set.intersection(*(set(arm[rate]) for arm in (mine, theirs) for rate in rates))
+    if not seeds:
+        return None
+    loss, adamw_loss = (
+        _largest_loss([sign * fmean(arm[rate][seed] for seed in seeds) for rate in rates])
+        for arm in (mine, theirs)
+    )
     return Robustness(
         task,
         rates,
-        _largest_loss([sign * fmean(mine[rate]) for rate in rates]),
-        _largest_loss([sign * fmean(theirs[rate]) for rate in rates]),
+        loss,
+        adamw_loss,
         whole=rates[0] <= best / _RANGE * _ROOM and rates[-1] >= best * _RANGE / _ROOM,
+        seeds=len(seeds),
+        lost=_lost(collection, task, low, high),
+    )
+
+
+def _lost(collection: Collection, task: str, low: float, high: float) -> int:
+    """The runs of MetaAdamW that a mean over learning rates within these limits lacks."""
+    return sum(
+        entry.cell is not None
+        and entry.cell[1:3] == (task, OURS)
+        and (entry.cell.ablation or RATE).startswith(RATE)
+        and low <= entry.settings["lr"] <= high
+        for entry in collection.left_out
     )
 
 

@@ -57,14 +57,12 @@ class Evaluation(NamedTuple):
 
     Attributes:
         step: training steps taken before it.
-        epoch: epochs finished before it.
         seconds: training and meta-updates before it.
         loss: validation loss.
         metric: validation metric.
     """
 
     step: int
-    epoch: float
     seconds: float
     loss: float
     metric: float
@@ -257,6 +255,8 @@ def _read(directory: Path, path: str) -> FinishedRun:
     arm = get(config, "arm", str)
     variant = directory.parent.name.removeprefix(f"{arm}+")
     ablation = variant if variant.startswith(SWEPT_RATE) else config.get("ablation")
+    if not isinstance(ablation, str | None):
+        raise Unusable(f"config.json: ablation is {ablation!r}")
     cell = Cell(setting, get(config, "task", str), arm, ablation)
     weight_decay = number(config, "weight_decay")
     try:
@@ -270,7 +270,7 @@ def _read(directory: Path, path: str) -> FinishedRun:
     if summary.get("status") != "finished":
         raise Unusable(f"failed: {summary.get('error') or 'no reason given'}", cell, settings)
     best_metric = optional_number(summary, "best_metric")
-    if best_metric is None or not math.isfinite(best_metric):
+    if best_metric is None:
         raise Unusable("diverged: no finite validation metric", cell, settings)
     seconds = get(summary, "seconds", dict)
     direction = get(summary, "metric_direction", str)
@@ -343,12 +343,11 @@ def _evaluations(path: Path, steps: int, compute: float) -> Iterator[Evaluation]
                 found = True
                 yield Evaluation(
                     int(entry["step"]),
-                    float(entry["epoch"]),
-                    compute * entry["step"] / max(steps, 1),
+                    compute * (entry["step"] / max(steps, 1)),  # exactly all of it at the end
                     _float(entry["loss"]),
                     _float(entry["metric"]),
                 )
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             raise Unusable(f"metrics.jsonl: line {row} cannot be read") from None
     if not found:
         raise Unusable("metrics.jsonl: no validation")
@@ -370,5 +369,5 @@ def _modulation(path: Path) -> Modulation | None:
         alpha = np.stack([column[f"{group}/alpha"] for group in groups], axis=1)
         beta = np.stack([column[f"{group}/beta"] for group in groups], axis=1)
         return Modulation(column["step"], groups, alpha, beta)
-    except (ValueError, KeyError, IndexError, OSError):
+    except (ValueError, KeyError, IndexError, OSError, csv.Error):
         raise Unusable("modulation.csv cannot be read") from None

@@ -30,11 +30,14 @@ class Setting(NamedTuple):
         """The setting of a run with this ``config.json``.
 
         Raises:
-            ValueError: protocol or size are missing or unknown.
+            ValueError: protocol or size are missing or unknown, or a length is no number.
         """
         protocol, size = config.get("protocol"), config.get("size")
         if protocol not in ("paper", "clean") or size not in ("small", "full"):
             raise ValueError(f"protocol is {protocol!r}, size is {size!r}")
+        for name in ("epochs", "max_steps"):
+            if not isinstance(config.get(name), int | None):
+                raise ValueError(f"{name} is {config[name]!r}")
         epochs, task = config.get("epochs"), config.get("task")
         kind = "metaadamw" if "modulator" in config.get("arm_settings", {}) else "adamw"
         if task in task_names() and epochs == get_task(task).max_epochs(protocol, size)[kind]:

@@ -342,7 +342,7 @@ def fidelity(collection: Collection) -> Table | None:
         runs = collection.of(task, BASELINE)
         if not runs:
             continue
-        rows.append([Text(f"{task}: {paper.metric}", "heading")] + [""] * (len(header) - 1))
+        own: list[Row] = []
         for when, theirs in zip(("epoch 1", "epoch 5", "best"), paper.curve, strict=True):
             ours = [value for run in runs if (value := _after(run, when)) is not None]
             if cut and (when == "best" or not ours):
@@ -352,7 +352,10 @@ def fidelity(collection: Collection) -> Table | None:
             if ours:
                 row[3] = f"{numbers.metric(min(ours))} … {numbers.metric(max(ours))}"
                 row[5] = "yes" if min(ours) <= theirs <= max(ours) else "no"
-            rows.append(row)
+            own.append(row)
+        if own:
+            rows.append([Text(f"{task}: {paper.metric}", "heading")] + [""] * (len(header) - 1))
+            rows += own
     if not rows:
         return None
     return Table(
@@ -368,5 +371,6 @@ def fidelity(collection: Collection) -> Table | None:
 def _after(run: FinishedRun, when: str) -> float | None:
     if when == "best":
         return run.best_metric
-    epoch = int(when.removeprefix("epoch "))
-    return next((e.metric for e in run.evaluations if e.epoch == epoch), None)
+    # By its step: a run that was cut evaluates an epoch that it has not finished.
+    step = int(when.removeprefix("epoch ")) * run.steps_per_epoch
+    return next((e.metric for e in run.evaluations if e.step == step), None)
