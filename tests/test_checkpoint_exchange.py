@@ -208,6 +208,21 @@ def test_hooks_around_loading_see_and_change_what_is_loaded():
     assert steps == [3, 3]
 
 
+def test_hooks_after_saving_see_and_change_all_that_is_saved():
+    """Those before loading may then undo it, and find the learned part inside."""
+    model, optimizer = make()
+    train(model, optimizer, range(3))
+    plain = optimizer.state_dict()
+    optimizer.register_state_dict_post_hook(lambda _, state: {"packed": copy.deepcopy(state)})
+    saved = optimizer.state_dict()
+    assert_same(saved, {"packed": plain})
+    assert optimizer.param_groups[0]["metaadamw"] is None
+    _, other = make()
+    other.register_load_state_dict_pre_hook(lambda _, state: state["packed"])
+    other.load_state_dict(saved)
+    assert_same(other.state_dict(), plain)
+
+
 def test_a_learning_rate_of_numpy_is_taken_back():
     """A scheduler may compute it."""
     model, optimizer = make()
