@@ -67,6 +67,23 @@ def test_adamw_checkpoint_is_regrouped_by_names(path):
     assert_same(moments(optimizer, fresh), moments(adamw, model))
 
 
+@pytest.mark.parametrize("fine", [True, False])
+@pytest.mark.parametrize(("saved", "ours"), [("module.", ""), ("", "_orig_mod."), ("module.",) * 2])
+def test_names_do_not_depend_on_what_the_model_is_wrapped_in(saved, ours, fine):
+    """DistributedDataParallel before, ``torch.compile`` now, or neither."""
+    model, _ = make()
+    adamw = torch.optim.AdamW([(saved + n, p) for n, p in model.named_parameters()], lr=3e-2)
+    train(model, adamw, range(3))
+    fresh, _ = make()
+    fresh.load_state_dict(model.state_dict())
+    named = [(ours + n, p) for n, p in fresh.named_parameters()]
+    optimizer = MetaAdamW(fine_grained_groups(fresh) if fine else named)
+    with pytest.warns(UserWarning, match="no learned part"):
+        optimizer.load_state_dict(adamw.state_dict())
+    assert_same(moments(optimizer, fresh), moments(adamw, model))
+    assert_continue_alike(model, adamw, fresh, optimizer)
+
+
 def test_decay_and_no_decay_groups_are_split_by_names():
     model, _ = make()
 
