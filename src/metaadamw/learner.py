@@ -365,8 +365,8 @@ class Learner:
             ranks=ranks,
         )
         report = result.report
-        if self.hvp == "auto" and report.hvp is not None:
-            self.hvp = report.hvp  # found out once
+        if self.hvp == "auto" and report.hvp == "finite_difference":
+            self.hvp = report.hvp  # that there is nothing else is found out once
         if result.grads is not None:
             ok = torch.ones((), dtype=torch.bool, device=self.layout.device)
             self.optimizer.step(learned, result.grads, ok)
