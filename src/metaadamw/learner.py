@@ -192,7 +192,6 @@ class Learner:
         """Take note of a changed list of groups: new rows, new layout; weights and moments stay."""
         follow(self, param_groups)
         self.modulator.grow([str(group["name"]) for group in param_groups])
-        self.features = self.modulation = self.last = None
 
     def compute_features(self, tokens: Sequence[Token]) -> Tensor:
         """The features of the step about to be taken, [G, F]."""

@@ -33,6 +33,8 @@ def follow(learner: Learner, param_groups: Sequence[Mapping[str, Any]]) -> None:
         return
     device, dtype = home(param_groups)
     learner.layout = Layout(param_groups, device, dtype)
+    if learner.layout.sizes != old.sizes:  # what was told of each tensor or group is of others now
+        learner.features = learner.modulation = learner.last = None
     if (device, dtype) == (old.device, old.dtype):
         return
     learner.modulator.to(device, dtype)
