@@ -167,20 +167,24 @@ class MetaAdamW(Optimizer):
 
     @property
     def _learning(self) -> Learner:
-        assert self._learner is not None
-        return self._learner
+        return cast(Learner, self._learner)  # None only while it is built
+
+    @property
+    def _followed(self) -> Learner:
+        follow(self._learning, self.param_groups)  # the parameters may have moved
+        return self._learning
 
     # What can be read ----------------------------------------------------------------------------
 
     @property
     def modulator(self) -> BaseModulator:
         """The attention module, features [G, F] to ``Modulation``; differentiable."""
-        return self._learning.modulator
+        return self._followed.modulator
 
     @property
     def weighting(self) -> PriorityUncertaintyWeighting:
         """The weights of the three terms (Eq. 13)."""
-        return self._learning.weighting
+        return self._followed.weighting
 
     @property
     def group_names(self) -> list[str]:
@@ -195,12 +199,12 @@ class MetaAdamW(Optimizer):
     @property
     def modulation(self) -> Modulation:
         """The modulation of the last step, on the device; α = β = 1 before the first."""
-        return self._learning.last_modulation
+        return self._followed.last_modulation
 
     @property
     def features(self) -> Tensor | None:
         """The features behind ``modulation``, [G, F]; None before the first step."""
-        return self._learning.features
+        return self._followed.features
 
     @property
     def steps(self) -> int:
@@ -220,7 +224,7 @@ class MetaAdamW(Optimizer):
 
         For any logger: most values are 0-d tensors on the device, nothing is read back here.
         """
-        return self._learning.metrics(self.group_names)
+        return self._followed.metrics(self.group_names)
 
     def group_features(self, grads: Sequence[Tensor | None] | None = None) -> Tensor:
         """The feature matrix [G, F] of the step about to be taken (Sec. 3.3).
@@ -275,8 +279,7 @@ class MetaAdamW(Optimizer):
         check_dense_gradients(params)
         if all(p.grad is None for p in params):
             return
-        learner = self._learning
-        follow(learner, self.param_groups)
+        learner = self._followed
         only_state = not self.state and only_creates_state(self.param_groups, learner.layout.shards)
         create_state(self.param_groups, self.state, windows=learner.meta.window > 1)
         if only_state:
