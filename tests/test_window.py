@@ -223,6 +223,24 @@ def test_an_adamw_checkpoint_begins_its_windows_where_it_is_loaded():
     assert (optimizer.modulation.alpha != 1).all()
 
 
+def test_a_parameter_exchanged_for_a_longer_one():
+    """With its moments, as Gaussian splatting does it; the window begins anew."""
+    param = nn.Parameter(torch.zeros(3, 2, dtype=torch.float64))
+    optimizer = optimizer_of([param])
+    run(optimizer, [param], 2 * WINDOW + 1)
+    state = optimizer.state.pop(param)
+    longer = nn.Parameter(torch.cat([param.detach(), torch.ones(1, 2, dtype=torch.float64)]))
+    for key in ("exp_avg", "exp_avg_sq"):
+        state[key] = torch.cat([state[key], torch.zeros(1, 2, dtype=torch.float64)])
+    optimizer.param_groups[0]["params"] = [longer]
+    optimizer.state[longer] = state
+    run(optimizer, [longer], 1, 2 * WINDOW + 1)
+    assert state["window_step"] == 2 * WINDOW + 1
+    before = optimizer.modulation.alpha
+    run(optimizer, [longer], 3 * WINDOW, 2 * WINDOW + 2)
+    assert optimizer.modulation.alpha != before
+
+
 def test_half_precision_and_complex_parameters():
     params = [
         nn.Parameter(torch.randn(6, dtype=torch.bfloat16)),
