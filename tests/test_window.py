@@ -241,6 +241,24 @@ def test_a_parameter_exchanged_for_a_longer_one():
     assert optimizer.modulation.alpha != before
 
 
+def test_a_group_added_at_the_end_of_a_window():
+    """At which rates the others went is forgotten then: their window takes in the next one."""
+    param = nn.Parameter(tensors(0)[0])
+    still = MetaConfig(mode="online", window=WINDOW, lr=0.0)
+    config = ModulatorConfig(layers=0, scale="log", alpha_range=4.0, alpha_start=0.1)
+    optimizer = optimizer_of([param], config, still)
+    run(optimizer, [param], 2 * WINDOW)
+    other, alone = copy.deepcopy((param, optimizer))
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))], "name": "late"})
+    run(optimizer, [param], WINDOW + 1, 2 * WINDOW)
+    run(alone, [other], 1, 2 * WINDOW)
+    first = alone.state[other]["displacement"].clone()
+    run(alone, [other], WINDOW, 2 * WINDOW + 1)
+    assert torch.equal(param, other)
+    both = first + alone.state[other]["displacement"]
+    torch.testing.assert_close(optimizer.state[param]["displacement"], both)
+
+
 def test_half_precision_and_complex_parameters():
     params = [
         nn.Parameter(torch.randn(6, dtype=torch.bfloat16)),

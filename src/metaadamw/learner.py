@@ -213,7 +213,9 @@ class Learner:
             columns, pairs = tensor_columns(tokens), self.products
             learns = self.meta.mode == "online" and self.steps >= self.meta.warmup_steps
             windows = None
-            if self._at_window:
+            # A group has just been added: at which rates the last steps went is not known any more,
+            # so their window goes on to the end of the next.
+            if self._at_window and (self.modulation is not None or not self.steps):
                 windows = Windows(
                     tokens, eps_inside_sqrt=self.eps_inside_sqrt, capturable=self.capturable
                 )
