@@ -86,13 +86,20 @@ def moved_steps(build: Any, options: Any, what: str) -> dict[str, Any]:
         groups = [{"params": [p], "name": n} for n, p in zip("ab", model.parameters(), strict=True)]
         optimizer = MetaAdamW(groups, capturable=True, **options())
         model.to(first)
+        seen = _seen(optimizer)
         _train(model, optimizer)
         found = _places(optimizer)
         model.to(second)
+        seen |= {f"later {place}" for place in _seen(optimizer)}
         for state in optimizer.state.values() if what == "state as well" else ():
             state |= {key: tensor.to(second) for key, tensor in state.items()}
         _train(model, optimizer)
-        return {"devices": found, "later": _places(optimizer), "unwaited": copies.unwaited}
+        return {
+            "seen": seen,
+            "devices": found,
+            "later": _places(optimizer),
+            "unwaited": copies.unwaited,
+        }
 
 
 def _train(model: nn.Module, optimizer: MetaAdamW) -> None:
@@ -104,5 +111,14 @@ def _train(model: nn.Module, optimizer: MetaAdamW) -> None:
 
 def _places(optimizer: MetaAdamW) -> set[str]:
     """The devices of everything that an optimizer keeps."""
-    leaves, _ = tree_flatten([optimizer.state_dict(), [*optimizer.modulation]])
-    return {str(leaf.device) for leaf in leaves if isinstance(leaf, torch.Tensor)}
+    return _devices([optimizer.state_dict(), [*optimizer.modulation]])
+
+
+def _seen(optimizer: MetaAdamW) -> set[str]:
+    """The devices of what can be read off an optimizer."""
+    weights = [*optimizer.modulator.parameters(), *optimizer.weighting.parameters()]
+    return _devices([optimizer.metrics(), [*optimizer.modulation], optimizer.features, weights])
+
+
+def _devices(tree: Any) -> set[str]:
+    return {str(leaf.device) for leaf in tree_flatten(tree)[0] if isinstance(leaf, torch.Tensor)}

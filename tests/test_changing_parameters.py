@@ -15,6 +15,11 @@ from tests.training import assert_same
 
 XAVIER = ModulatorConfig(init="xavier", layers=1)
 modes = pytest.mark.parametrize("mode", ["online", "lookahead"])
+METAS = {
+    "online": MetaConfig(mode="online", lr=0.0),
+    "windows": MetaConfig(mode="online", window=3, lr=0.0),
+    "lookahead": MetaConfig(every=2, lr=0.0),
+}
 ways = pytest.mark.parametrize("way", ["requires_grad", "no gradient"])
 
 
@@ -134,6 +139,30 @@ def test_resting_either_way_is_the_same():
     (model, optimizer), (other, its) = run(ours, "requires_grad", True), run(ours, "none", True)
     assert_same(states(model, optimizer), states(other, its))
     assert_same(optimizer.meta_state_dict(), its.meta_state_dict())
+
+
+@pytest.mark.parametrize("meta", METAS.values(), ids=METAS)
+@pytest.mark.parametrize("moved", ["all", "not all"])
+@pytest.mark.parametrize("change", ["longer", "shorter", "empty group", "one group less"])
+def test_lists_of_parameters_that_somebody_changes(change, moved, meta):
+    """As with AdamW, which asks ``param_groups`` anew at every step; the signal starts anew."""
+    runs = []
+    for kind in (lambda g: MetaAdamW(g, lr=1e-2, meta=meta), lambda g: AdamW(g, lr=1e-2)):
+        model = towers()
+        groups = groups_of(model)
+        optimizer = kind(groups[:2])
+        for index in range(10):
+            if index == 5 and change == "longer":
+                optimizer.param_groups[0]["params"].extend(groups[2]["params"])
+            elif index == 5 and change == "shorter":
+                optimizer.param_groups[0]["params"].pop(0)
+            elif index == 5 and change == "empty group":
+                optimizer.add_param_group({"params": []})
+            elif index == 5:
+                del optimizer.param_groups[0]
+            step(model, optimizer, index, model.towers[1] if moved == "not all" else None)
+        runs.append([p.detach().clone() for p in model.parameters()])
+    assert_same(*runs)
 
 
 def test_the_groups_that_were_there_see_what_they_saw():

@@ -67,6 +67,23 @@ def test_adamw_checkpoint_is_regrouped_by_names(path):
     assert_same(moments(optimizer, fresh), moments(adamw, model))
 
 
+@pytest.mark.parametrize("fine", [True, False])
+@pytest.mark.parametrize(("saved", "ours"), [("module.", ""), ("", "_orig_mod."), ("module.",) * 2])
+def test_names_do_not_depend_on_what_the_model_is_wrapped_in(saved, ours, fine):
+    """DistributedDataParallel before, ``torch.compile`` now, or neither."""
+    model, _ = make()
+    adamw = torch.optim.AdamW([(saved + n, p) for n, p in model.named_parameters()], lr=3e-2)
+    train(model, adamw, range(3))
+    fresh, _ = make()
+    fresh.load_state_dict(model.state_dict())
+    named = [(ours + n, p) for n, p in fresh.named_parameters()]
+    optimizer = MetaAdamW(fine_grained_groups(fresh) if fine else named)
+    with pytest.warns(UserWarning, match="no learned part"):
+        optimizer.load_state_dict(adamw.state_dict())
+    assert_same(moments(optimizer, fresh), moments(adamw, model))
+    assert_continue_alike(model, adamw, fresh, optimizer)
+
+
 def test_decay_and_no_decay_groups_are_split_by_names():
     model, _ = make()
 
@@ -206,6 +223,21 @@ def test_hooks_around_loading_see_and_change_what_is_loaded():
             if isinstance(kind, MetaAdamW):
                 assert not entry["exp_avg_sq"].any()
     assert steps == [3, 3]
+
+
+def test_hooks_after_saving_see_and_change_all_that_is_saved():
+    """Those before loading may then undo it, and find the learned part inside."""
+    model, optimizer = make()
+    train(model, optimizer, range(3))
+    plain = optimizer.state_dict()
+    optimizer.register_state_dict_post_hook(lambda _, state: {"packed": copy.deepcopy(state)})
+    saved = optimizer.state_dict()
+    assert_same(saved, {"packed": plain})
+    assert optimizer.param_groups[0]["metaadamw"] is None
+    _, other = make()
+    other.register_load_state_dict_pre_hook(lambda _, state: state["packed"])
+    other.load_state_dict(saved)
+    assert_same(other.state_dict(), plain)
 
 
 def test_a_learning_rate_of_numpy_is_taken_back():

@@ -85,6 +85,22 @@ def test_features_and_meta_updates_notice_first(kind):
 
 
 @options
+def test_first_noticed_in_inference_mode(kind):
+    """In a validation, say: what is made in there could not be learned from or written to."""
+    model, other = net(), net()
+    optimizer, its = build(model, kind), build(other, kind)
+    for each in (model, other):
+        each.double()
+        backward(each, 0)
+    with torch.inference_mode():
+        optimizer.group_features()
+        optimizer.metrics()
+    train(model, optimizer, range(5))
+    train(other, its, range(5))
+    assert_same(results(model, optimizer), results(other, its))
+
+
+@options
 def test_to_half_precision_between_steps(kind):
     """Moments stay in float32, so nothing stands in the way; ``torch.optim.AdamW`` cannot."""
     model = net()
@@ -123,6 +139,7 @@ def elsewhere() -> Iterator[Processes]:
 def test_to_another_device(elsewhere, kind):
     """Before the first step; and later if somebody brings the state along, as Lightning does."""
     (result,) = elsewhere.run(_moved_steps, kind, "state as well")
+    assert result["seen"] == {"elsewhere:0", "later cpu"}  # also between the move and a step
     assert result["devices"] == {"elsewhere:0"}
     assert result["later"] == {"cpu"}
     assert result["unwaited"] == 0

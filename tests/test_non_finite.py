@@ -152,7 +152,7 @@ def test_a_training_step_with_a_non_finite_gradient(features, bad, mode):
     _, skipped = counts(optimizer)
     optimizer.step()
     assert finite(optimizer)
-    assert counts(optimizer)[1] > skipped
+    assert counts(optimizer)[1] == skipped + 1  # features and learning, but one gradient
     assert_same(weights(optimizer), before)
     train(model, optimizer, range(3, 6))  # moments are NaN from here on, as with AdamW
     assert finite(optimizer)

@@ -133,6 +133,15 @@ def test_falls_back_where_there_is_none() -> None:
     assert case.update().hvp == "finite_difference"  # and stays there
 
 
+def test_falls_back_later_as_well() -> None:
+    """A model that loses its second derivative while it trains: compiled now, or checkpointed."""
+    case = kernel("auto")
+    case.model.plain = True  # type: ignore[assignment]
+    assert case.update().hvp == "exact"
+    case.model.plain = False  # type: ignore[assignment]
+    assert case.update().hvp == "finite_difference"
+
+
 def test_exact_on_request_raises_and_changes_nothing() -> None:
     case = kernel("exact")
     before = {n: p.detach().clone() for n, p in case.model.named_parameters()}

@@ -208,7 +208,7 @@ def test_a_non_finite_gradient_teaches_nothing():
     optimizer.state[params[0]]["exp_avg"].fill_(torch.nan)
     run(optimizer, params, 1, 2 * WINDOW)
     assert torch.equal(optimizer.modulator.raw, before)
-    assert optimizer.metrics()["meta/skipped"] > 0
+    assert optimizer.metrics()["meta/skipped"] == 1
 
 
 def test_an_adamw_checkpoint_begins_its_windows_where_it_is_loaded():
@@ -221,6 +221,42 @@ def test_an_adamw_checkpoint_begins_its_windows_where_it_is_loaded():
     run(optimizer, params, 6 * WINDOW, 5)
     assert optimizer.modulation.alpha.isfinite().all()
     assert (optimizer.modulation.alpha != 1).all()
+
+
+def test_a_parameter_exchanged_for_a_longer_one():
+    """With its moments, as Gaussian splatting does it; the window begins anew."""
+    param = nn.Parameter(torch.zeros(3, 2, dtype=torch.float64))
+    optimizer = optimizer_of([param])
+    run(optimizer, [param], 2 * WINDOW + 1)
+    state = optimizer.state.pop(param)
+    longer = nn.Parameter(torch.cat([param.detach(), torch.ones(1, 2, dtype=torch.float64)]))
+    for key in ("exp_avg", "exp_avg_sq"):
+        state[key] = torch.cat([state[key], torch.zeros(1, 2, dtype=torch.float64)])
+    optimizer.param_groups[0]["params"] = [longer]
+    optimizer.state[longer] = state
+    run(optimizer, [longer], 1, 2 * WINDOW + 1)
+    assert state["window_step"] == 2 * WINDOW + 1
+    before = optimizer.modulation.alpha
+    run(optimizer, [longer], 3 * WINDOW, 2 * WINDOW + 2)
+    assert optimizer.modulation.alpha != before
+
+
+def test_a_group_added_at_the_end_of_a_window():
+    """At which rates the others went is forgotten then: their window takes in the next one."""
+    param = nn.Parameter(tensors(0)[0])
+    still = MetaConfig(mode="online", window=WINDOW, lr=0.0)
+    config = ModulatorConfig(layers=0, scale="log", alpha_range=4.0, alpha_start=0.1)
+    optimizer = optimizer_of([param], config, still)
+    run(optimizer, [param], 2 * WINDOW)
+    other, alone = copy.deepcopy((param, optimizer))
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))], "name": "late"})
+    run(optimizer, [param], WINDOW + 1, 2 * WINDOW)
+    run(alone, [other], 1, 2 * WINDOW)
+    first = alone.state[other]["displacement"].clone()
+    run(alone, [other], WINDOW, 2 * WINDOW + 1)
+    assert torch.equal(param, other)
+    both = first + alone.state[other]["displacement"]
+    torch.testing.assert_close(optimizer.state[param]["displacement"], both)
 
 
 def test_half_precision_and_complex_parameters():

@@ -115,11 +115,16 @@ def group_signature(param_groups: Sequence[Mapping[str, Any]]) -> list[dict[str,
     return [
         {
             "name": str(group["name"]),
-            "param_names": [bare_name(name) for name in group.get("param_names", [])],
+            "param_names": _names(group),
             "shapes": [list(p.shape) for p in group["params"]],
         }
         for group in param_groups
     ]
+
+
+def _names(group: Mapping[str, Any]) -> list[str]:
+    """Names of the parameters, whatever their model is wrapped in."""
+    return [bare_name(name) for name in group.get("param_names", [])]
 
 
 def check_fits(saved: Any, own: Mapping[str, Any]) -> None:
@@ -229,8 +234,7 @@ def adapt_param_groups(
     saved_sizes = [len(g["params"]) for g in saved_groups]
     named = all("param_names" in g for g in (*param_groups, *saved_groups))
     same_names = not named or all(
-        own["param_names"] == saved["param_names"]
-        for own, saved in zip(param_groups, saved_groups, strict=False)
+        _names(own) == _names(saved) for own, saved in zip(param_groups, saved_groups, strict=False)
     )
     learned = next((g[KEY] for g in saved_groups if g.get(KEY) is not None), None)
     if sizes == saved_sizes and (same_names or learned is not None):
@@ -274,14 +278,15 @@ def _regrouped(
     where = {
         name: (index, group)
         for group in saved_groups
-        for name, index in zip(group["param_names"], group["params"], strict=True)
+        for name, index in zip(_names(group), group["params"], strict=True)
     }
     groups = []
     for own in param_groups:
-        missing = [n for n in own["param_names"] if n not in where]
+        names = _names(own)
+        missing = [n for n in names if n not in where]
         if missing:
             raise ValueError(f"state_dict has no parameter {missing[0]!r}, of {own['name']!r}")
-        sources = {id(where[n][1]): where[n][1] for n in own["param_names"]}
+        sources = {id(where[n][1]): where[n][1] for n in names}
         if len(sources) != 1:
             raise ValueError(
                 f"group {own['name']!r} would take parameters from {len(sources)} saved groups, "
@@ -289,7 +294,7 @@ def _regrouped(
                 "fine_grained_groups(model, param_groups)"
             )
         (source,) = sources.values()
-        groups.append(_merged(own, source, [where[n][0] for n in own["param_names"]]))
+        groups.append(_merged(own, source, [where[n][0] for n in names]))
     return groups
 
 

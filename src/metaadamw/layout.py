@@ -93,7 +93,8 @@ class Layout:
 
     def fits(self, param_groups: Sequence[Mapping[str, Any]]) -> bool:
         """Whether the param groups still hold the tensors this was made for, where they were."""
-        return self.tensors == _tensors(param_groups)
+        counts = [len(group["params"]) for group in param_groups]
+        return self.sizes == counts and self.tensors == _tensors(param_groups)
 
     def stack(self, values: Sequence[Tensor]) -> Tensor:
         """Scalars of any device and precision as one vector."""

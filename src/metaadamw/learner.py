@@ -192,7 +192,6 @@ class Learner:
         """Take note of a changed list of groups: new rows, new layout; weights and moments stay."""
         follow(self, param_groups)
         self.modulator.grow([str(group["name"]) for group in param_groups])
-        self.features = self.modulation = self.last = None
 
     def compute_features(self, tokens: Sequence[Token]) -> Tensor:
         """The features of the step about to be taken, [G, F]."""
@@ -214,7 +213,9 @@ class Learner:
             columns, pairs = tensor_columns(tokens), self.products
             learns = self.meta.mode == "online" and self.steps >= self.meta.warmup_steps
             windows = None
-            if self._at_window:
+            # A group has just been added: at which rates the last steps went is not known any more,
+            # so their window goes on to the end of the next.
+            if self._at_window and (self.modulation is not None or not self.steps):
                 windows = Windows(
                     tokens, eps_inside_sqrt=self.eps_inside_sqrt, capturable=self.capturable
                 )
@@ -229,13 +230,16 @@ class Learner:
                 )
                 pairs = list(dict.fromkeys([*pairs, *ONLINE_PRODUCTS]))
             products = self.known.products(self.layout, columns, pairs)
+            ok: bool | Tensor = True
             if learns and windows is None and self.last is not None:
-                self._learn(self.last.features, *online_signal(products, self.last, self.layout))
-            features = self._finite(self._features(products))
+                signals = online_signal(products, self.last, self.layout)
+                ok = self._learn(self.last.features, *signals)
+            features, finite = self._finite(self._features(products))
             self.features = self._kept(self.features, features)
             if learns and windows is not None:
                 signal = window_signal(products, self.layout, self.meta.mean_speed)
-                self._learn(self.features, signal, torch.zeros_like(signal))
+                ok = self._learn(self.features, signal, torch.zeros_like(signal))
+            self._count_skipped(finite, ok)
             factors: Modulation = self.modulator(self.features)
             old = self.modulation or (None,) * len(factors)
             self.modulation = Modulation(*map(self._kept, old, factors))
@@ -263,19 +267,23 @@ class Learner:
         """What the next step will read: for a CUDA graph always the same memory."""
         return old.copy_(new) if self.capturable and old is not None else new
 
-    def _finite(self, features: Tensor) -> Tensor:
+    def _finite(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """A non-finite gradient must not reach the modulator: it sees the last features again."""
         held = torch.zeros_like(features) if self.features is None else self.features
         finite = torch.isfinite(features).all()
         if self.on_host:  # asking costs nothing here
-            if not finite:
-                self.skipped += 1
-            return features if finite else held
-        self.skipped += ~finite
-        return torch.where(finite, features, held)
+            return features if finite else held, finite
+        return torch.where(finite, features, held), finite
 
-    def _learn(self, features: Tensor, *signals: Tensor) -> None:
-        """One update from what the gradient said of α and β, each [G]."""
+    def _count_skipped(self, finite: Tensor, learned: bool | Tensor) -> None:
+        """Features held, nothing learned, or both, from one gradient: that counts once."""
+        if not self.on_host:
+            self.skipped += ~(finite & learned)
+        elif not (finite and learned):
+            self.skipped += 1
+
+    def _learn(self, features: Tensor, *signals: Tensor) -> bool | Tensor:
+        """One update from what the gradient said of α and β, each [G]; whether all was finite."""
         learned = self.learned
         if self.meta.optimizer == "gauss_newton":
             gradient = gauss_newton_gradient(self.modulator, features, signals, learned)
@@ -286,15 +294,14 @@ class Learner:
                 done = learn(self.modulator, self.optimizer, learned, features, signals, *penalties)
             if done is not None:
                 self.applied += done
-                self.skipped += not done
-                return
+                return done
             gradient = modulator_gradient(self.modulator, features, signals, learned, *penalties)
         # One flag on the device: asking the host here would stall an accelerator at every step.
         largest = torch._foreach_norm([*signals, *gradient], float("inf"))
         ok = torch.isfinite(torch.stack(largest)).all()
         self.optimizer.step(learned, gradient, ok)
         self.applied += ok
-        self.skipped += ~ok
+        return ok
 
     def stepped(
         self,
@@ -365,8 +372,8 @@ class Learner:
             ranks=ranks,
         )
         report = result.report
-        if self.hvp == "auto" and report.hvp is not None:
-            self.hvp = report.hvp  # found out once
+        if self.hvp == "auto" and report.hvp == "finite_difference":
+            self.hvp = report.hvp  # that there is nothing else is found out once
         if result.grads is not None:
             ok = torch.ones((), dtype=torch.bool, device=self.layout.device)
             self.optimizer.step(learned, result.grads, ok)

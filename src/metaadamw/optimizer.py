@@ -27,7 +27,7 @@ from metaadamw.validation import (
     check_flags,
     check_grads,
     check_hyperparameters,
-    check_model,
+    check_meta_update,
     check_param_group,
     check_type,
     free_name,
@@ -167,20 +167,24 @@ class MetaAdamW(Optimizer):
 
     @property
     def _learning(self) -> Learner:
-        assert self._learner is not None
-        return self._learner
+        return cast(Learner, self._learner)  # None only while it is built
+
+    @property
+    def _followed(self) -> Learner:
+        follow(self._learning, self.param_groups)  # the parameters may have moved
+        return self._learning
 
     # What can be read ----------------------------------------------------------------------------
 
     @property
     def modulator(self) -> BaseModulator:
         """The attention module, features [G, F] to ``Modulation``; differentiable."""
-        return self._learning.modulator
+        return self._followed.modulator
 
     @property
     def weighting(self) -> PriorityUncertaintyWeighting:
         """The weights of the three terms (Eq. 13)."""
-        return self._learning.weighting
+        return self._followed.weighting
 
     @property
     def group_names(self) -> list[str]:
@@ -195,12 +199,12 @@ class MetaAdamW(Optimizer):
     @property
     def modulation(self) -> Modulation:
         """The modulation of the last step, on the device; α = β = 1 before the first."""
-        return self._learning.last_modulation
+        return self._followed.last_modulation
 
     @property
     def features(self) -> Tensor | None:
         """The features behind ``modulation``, [G, F]; None before the first step."""
-        return self._learning.features
+        return self._followed.features
 
     @property
     def steps(self) -> int:
@@ -220,7 +224,7 @@ class MetaAdamW(Optimizer):
 
         For any logger: most values are 0-d tensors on the device, nothing is read back here.
         """
-        return self._learning.metrics(self.group_names)
+        return self._followed.metrics(self.group_names)
 
     def group_features(self, grads: Sequence[Tensor | None] | None = None) -> Tensor:
         """The feature matrix [G, F] of the step about to be taken (Sec. 3.3).
@@ -275,29 +279,26 @@ class MetaAdamW(Optimizer):
         check_dense_gradients(params)
         if all(p.grad is None for p in params):
             return
-        follow(self._learning, self.param_groups)
-        shards = self._learning.layout.shards
-        only_state = not self.state and only_creates_state(self.param_groups, shards)
-        on_device = self.defaults["capturable"] or self.defaults["fused"]
-        windows = self._learning.meta.window > 1
-        create_state(self.param_groups, self.state, on_device=on_device, windows=windows)
+        learner = self._followed
+        only_state = not self.state and only_creates_state(self.param_groups, learner.layout.shards)
+        create_state(self.param_groups, self.state, windows=learner.meta.window > 1)
         if only_state:
             return
         if self.meta_update_due:
             warn_of_missed_update()
-        with full_precision(self._learning.layout.device):
+        with full_precision(learner.layout.device):
             tokens = self._tokens(maximize=self.defaults["maximize"])
             stepped = modulated_adamw(  # lines 4–7
                 tokens,
-                self._learning.modulate(tokens),  # lines 2–3
+                learner.modulate(tokens),  # lines 2–3
                 choose_path(params, foreach=self.defaults["foreach"], fused=self.defaults["fused"]),
-                on_host=self._learning.on_host,
-                eps_inside_sqrt=self._learning.eps_inside_sqrt,
+                on_host=learner.on_host,
+                eps_inside_sqrt=learner.eps_inside_sqrt,
                 capturable=self.defaults["capturable"],
-                decay_corrected_at=self._learning.decay_corrected_at,
-                squares=self._learning.asks_for_squares,
+                decay_corrected_at=learner.decay_corrected_at,
+                squares=learner.asks_for_squares,
             )
-            self._learning.stepped(tokens, *stepped)
+            learner.stepped(tokens, *stepped)
 
     # Meta-learning -------------------------------------------------------------------------------
 
@@ -340,11 +341,7 @@ class MetaAdamW(Optimizer):
             >>> if optimizer.meta_update_due:
             ...     update = optimizer.update_attention(model, loss_fn, batch1, batch2, val_batch)
         """
-        if (mode := self._learning.meta.mode) != "lookahead":
-            raise RuntimeError(f"update_attention needs meta.mode='lookahead', got {mode!r}")
-        check_model(model)
-        if not callable(loss_fn):
-            raise TypeError(f"loss_fn must be callable as loss_fn(model, batch), got {loss_fn!r}")
+        check_meta_update(self._learning.meta.mode, model, loss_fn)
         return self._learning.update(
             model,
             loss_fn,
@@ -375,9 +372,12 @@ class MetaAdamW(Optimizer):
 
         Only plain tensors, numbers and strings: ``torch.load(..., weights_only=True)`` reads it.
         """
-        state_dict = super().state_dict()
-        checkpoint.carrier(state_dict["param_groups"])[checkpoint.KEY] = self.meta_state_dict()
-        return state_dict
+        carrier = checkpoint.carrier(self.param_groups)
+        carrier[checkpoint.KEY] = self.meta_state_dict()  # before hooks see the result
+        try:
+            return super().state_dict()
+        finally:
+            carrier[checkpoint.KEY] = None
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a checkpoint of this optimizer, or the moments of ``torch.optim.AdamW``.

@@ -28,11 +28,20 @@ def follow(learner: Learner, param_groups: Sequence[Mapping[str, Any]]) -> None:
 
     ``Module.to`` leaves the parameters the same objects, so an optimizer may be built before it.
     """
-    old = learner.layout
-    if old.fits(param_groups):
+    if learner.layout.fits(param_groups):
         return
+    # Whoever asks for features or metrics may be in inference mode (a validation): what is made in
+    # there could be neither learned from nor written to afterwards.
+    with torch.inference_mode(False), torch.no_grad():
+        _follow(learner, param_groups)
+
+
+def _follow(learner: Learner, param_groups: Sequence[Mapping[str, Any]]) -> None:
+    old = learner.layout
     device, dtype = home(param_groups)
     learner.layout = Layout(param_groups, device, dtype)
+    if learner.layout.sizes != old.sizes:  # what was told of each tensor or group is of others now
+        learner.features = learner.modulation = learner.last = None
     if (device, dtype) == (old.device, old.dtype):
         return
     learner.modulator.to(device, dtype)

@@ -24,7 +24,6 @@ def create_state(
     param_groups: Sequence[Mapping[str, Any]],
     state: dict[Tensor, dict[str, Any]],
     *,
-    on_device: bool,
     windows: bool = False,
 ) -> None:
     """Zero state for every parameter that has a gradient for the first time.
@@ -32,10 +31,10 @@ def create_state(
     Args:
         param_groups: the optimizer's groups.
         state: its state, a ``defaultdict``.
-        on_device: keep the step counters on the device of the parameters.
         windows: also what ``metaadamw.window`` keeps.
     """
     for group in param_groups:
+        on_device = group["capturable"] or group["fused"]  # the step counters
         for param in group["params"]:
             if param.grad is None:
                 continue

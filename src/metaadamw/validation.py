@@ -17,6 +17,7 @@ __all__ = [
     "check_flags",
     "check_grads",
     "check_hyperparameters",
+    "check_meta_update",
     "check_model",
     "check_param_group",
     "check_state_devices",
@@ -43,6 +44,15 @@ def check_model(model: Any) -> None:
     """Raise ``TypeError`` unless ``model`` is a module."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+
+
+def check_meta_update(mode: str, model: Any, loss_fn: Any) -> None:
+    """Raise unless a meta-update can be asked for in ``mode``, with this model and loss."""
+    if mode != "lookahead":
+        raise RuntimeError(f"update_attention needs meta.mode='lookahead', got {mode!r}")
+    check_model(model)
+    if not callable(loss_fn):
+        raise TypeError(f"loss_fn must be callable as loss_fn(model, batch), got {loss_fn!r}")
 
 
 def check_flags(defaults: Mapping[str, Any], eps_inside_sqrt: Any) -> None:

@@ -82,8 +82,12 @@ def window_at(steps: int, first: int) -> tuple[int, int]:
 
 
 def create_window(entry: dict[str, Any], param: Tensor) -> None:
-    """The state of a parameter that a window begins with; one that has it keeps it."""
-    if WINDOW_STEP not in entry:
+    """The state of a parameter that a window begins with; one that has it keeps it.
+
+    Who exchanges a parameter for one of another shape and takes its moments along (densifying,
+    pruning) does not know of windows: one begins anew.
+    """
+    if WINDOW_STEP not in entry or entry[START].shape != param.shape:
         start = param.detach().to(entry["exp_avg"].dtype, copy=True)
         entry[START] = start
         entry[DISPLACEMENT] = torch.zeros_like(start)

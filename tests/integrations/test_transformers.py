@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import runpy
 import shutil
 import signal
@@ -109,6 +110,8 @@ def test_fine_groups_keep_the_trainers_decay(tmp_path, data):
     layer_types = {group["layer_type"] for group in fine.optimizer.param_groups}
     assert layer_types == {"embedding", "attention", "feed_forward", "layer_norm"}
     assert fine.train().global_step == 6
+    again = pickle.loads(pickle.dumps(inner(fine)))
+    assert_same(again.state_dict(), inner(fine).state_dict())
 
 
 class Evaluate(TrainerCallback):

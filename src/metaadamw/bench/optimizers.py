@@ -157,10 +157,11 @@ def first_windows(model: nn.Module, config: RunConfig) -> MetaAdamW:
     learn, meta = learner._learn, learner.meta
     start = cast(float, learner.config.alpha_start)
 
-    def limited(features: Tensor, *signals: Tensor) -> None:
+    def limited(features: Tensor, *signals: Tensor) -> bool | Tensor:
         lowest = lowest_log_alpha(start, learner.steps, meta.window)
         room = learner.last_modulation.alpha.log() - lowest
-        learn(features, torch.minimum(signals[0], room / cast(float, meta.lr)), *signals[1:])
+        highest = room / cast(float, meta.lr)
+        return learn(features, torch.minimum(signals[0], highest), *signals[1:])
 
     learner._learn = limited  # type: ignore[method-assign]
     return optimizer

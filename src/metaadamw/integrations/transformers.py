@@ -48,15 +48,15 @@ def fine_grained(model: nn.Module, **options: Any) -> tuple[type[MetaAdamW], dic
         ...     ),
         ... )
     """
+    return _FineGrained, {"split": model, **options}
 
-    class FineGrained(MetaAdamW):
-        """Splits the groups it is given; the Trainer hands them over without the model."""
 
-        def __init__(self, params: ParamsT, **options: Any) -> None:
-            groups = cast("list[dict[str, Any]]", params)
-            super().__init__(fine_grained_groups(model, groups), **options)
+class _FineGrained(MetaAdamW):
+    """Splits the groups it is given like ``split``; the Trainer hands them over without it."""
 
-    return FineGrained, options
+    def __init__(self, params: ParamsT, *, split: nn.Module, **options: Any) -> None:
+        groups = cast("list[dict[str, Any]]", params)
+        super().__init__(fine_grained_groups(split, groups), **options)
 
 
 class MetaAdamWCallback(TrainerCallback):  # type: ignore[misc]
