@@ -82,8 +82,8 @@ def paired_statistics(gains: Sequence[float]) -> Paired:
 def _mean(values: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
     """Means of values of at most 1, without what rounding adds to them.
 
-    One resample of five in 26 holds each value once: BCa has to see that its mean is the sample's,
-    or last bits move the interval.
+    Of five values, one resample in 26 holds each once: BCa has to see that its mean is the
+    sample's, or last bits move the interval.
     """
     mean: NDArray[np.float64] = np.mean(values, axis=axis).round(12)
     return mean
