@@ -41,7 +41,8 @@ _COLOURS = {
 }
 _FURTHER_COLOURS = ("#e69f00", "#56b4e9", "#8c564b", "#9467bd", "#bcbd22", "#17becf")
 _BANDED = (OURS, "metaadamw-paper", BASELINE, TUNED)
-_MOST_BANDS = 4
+_FEW_ARMS = 4
+"""So many fit into one row, each with its band."""
 _POINTS = 200
 
 _Arms = Mapping[str, Sequence[FinishedRun]]
@@ -57,7 +58,7 @@ def curves(collection: Collection, task: str) -> Figure | None:
     number = f"Figure {FIGURES[task]}: " if task in FIGURES else ""
     prefix = f"figure{FIGURES[task]}-" if task in FIGURES else ""
     return picture.render(
-        _draw([arms] if len(arms) <= _MOST_BANDS else _rows(arms)),
+        _draw([arms] if len(arms) <= _FEW_ARMS else _rows(arms)),
         name=f"{prefix}{slug}.png",
         title=f"{number}{task} at equal steps and at equal compute",
     )
@@ -170,7 +171,7 @@ def _band(
     colour: str,
 ) -> None:
     """A band of ± one standard deviation, of the main arms alone where there are many."""
-    if arms <= _MOST_BANDS or arm in _BANDED:
+    if arms <= _FEW_ARMS or arm in _BANDED:
         axes.fill_between(
             x, mean - deviation, mean + deviation, color=colour, alpha=0.15, linewidth=0
         )

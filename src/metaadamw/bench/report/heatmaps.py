@@ -59,8 +59,7 @@ def heat_map(collection: Collection, arm: str) -> Figure | None:
 
 
 def _mean(collection: Collection, task: str, arm: str) -> Modulation | None:
-    runs = [run for run in collection.of(task, arm) if run.modulation is not None]
-    histories = [run.modulation for run in runs if run.modulation is not None]
+    histories = [run.modulation for run in collection.of(task, arm) if run.modulation is not None]
     histories = [history for history in histories if history.groups == histories[0].groups]
     return mean_over_seeds(histories) if histories else None
 
