@@ -115,6 +115,22 @@ def test_another_run_in_the_directory_is_left_alone(metaadamw, tmp_path):
     assert numbers(tmp_path) == before
 
 
+@pytest.mark.parametrize("damage", ["config.json damaged", "config.json lost", "summary alone"])
+def test_a_run_that_cannot_be_told_is_left_alone(damage, metaadamw, tmp_path):
+    metaadamw(*RUN, "--out", tmp_path)
+    if damage == "config.json damaged":
+        (tmp_path / "config.json").write_bytes(b"")
+    else:
+        (tmp_path / "config.json").unlink()
+    if damage == "summary alone":
+        (tmp_path / "checkpoint.pt").unlink()
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    code, _, err = metaadamw(*RUN, "--seed", 1, "--out", tmp_path)
+    assert (code, err.count("\n")) == (1, 1)
+    assert "config.json is missing or damaged" in err
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_a_run_that_diverges_says_so_in_its_summary(tmp_path, monkeypatch):
     request = RunRequest(task="digits", arm="adamw", max_steps=20)
     real = Trainer.train_step
