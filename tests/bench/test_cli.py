@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import subprocess
@@ -49,6 +50,12 @@ def test_no_command_shows_the_help(run):
     assert code == 0
     assert "demo" in out
     assert "inspect" in out
+
+
+def test_a_group_of_commands_alone_shows_its_help(run):
+    code, out, err = run("data")
+    assert (code, err) == (2, "")
+    assert "fetch" in out
 
 
 @pytest.mark.parametrize("command", ["demo", "inspect"])
@@ -137,6 +144,27 @@ def test_interruption(run, monkeypatch):
     monkeypatch.setattr("metaadamw.bench.demo.run_demo", interrupt)
     code, _, err = run("demo")
     assert (code, err) == (130, "metaadamw: interrupted\n")
+
+
+def test_interruption_while_the_commands_are_imported(run, monkeypatch):
+    def interrupt(name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.importlib, "import_module", interrupt)
+    code, _, err = run("arms")
+    assert (code, err) == (130, "metaadamw: interrupted\n")
+
+
+@pytest.mark.parametrize("words", [["arms"], ["arms", "--json"], ["--help"]], ids=" ".join)
+def test_an_encoding_without_greek_letters(words, monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="latin-1"))
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main(words)
+    sys.stdout.flush()
+    assert exit_info.value.code == 0
+    assert b"MetaAdamW" in written.getvalue()
+    assert b"?" in written.getvalue()
 
 
 def test_missing_extra_says_what_to_install():

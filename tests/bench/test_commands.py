@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 
@@ -112,6 +113,12 @@ def test_dry_run_prints_commands_and_does_nothing(metaadamw, tmp_path):
     assert len(lines) == 3 + 8 + 3
     assert all(line.startswith("metaadamw run digits --out ") for line in lines)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_prints_what_a_shell_reads_back(metaadamw, tmp_path):
+    words = ("sweep", "--tasks", "digits", "--arms", "adamw", "--out", tmp_path / "my runs")
+    (line,) = metaadamw(*words, "--dry-run").splitlines()
+    assert str(tmp_path / "my runs/clean-small/digits/adamw/seed0") in shlex.split(line)
 
 
 def test_doctor_says_what_is_here_and_what_it_costs(metaadamw, tmp_path, monkeypatch):

@@ -48,6 +48,16 @@ def metaadamw(capsys):
         (["run", "digits", "--set", "meta.every=none"], 1, "every must be an integer"),
         (["run", "digits", "--device", "cuda:99"], 1, "'cuda:99' is not available"),
         (["run", "digits", "--arm", "muon"], 1, "muon does not fit"),
+        (["run", "digits", "--seed", str(2**63)], 1, "seed must be in [0, 9223372036854775808)"),
+        (["run", "digits", "--arm", "adamw", "--lr", "inf"], 1, "lr must be in [0.0, inf), got"),
+        (["run", "digits", "--weight-decay", "inf"], 1, "weight_decay must be in [0.0, inf)"),
+        (["run", "digits", "--arm", "adamw", "--mean-alpha", "0.5"], 2, "arm adamw does not read"),
+        (["run", "digits", "--matched-to", "runs"], 2, "--matched-to: arm metaadamw does not"),
+        (["run", "digits", "--arm", "adamw-matched", "--tuning", "t"], 2, "--tuning: arm"),
+        (
+            ["run", "digits", "--arm", "adamw-matched", "--matched-to", "r", "--mean-alpha", "1"],
+            *(2, "--mean-alpha: not together with --matched-to"),
+        ),
         (["run", "etth1", "--data-dir", "missing"], 1, "does not exist: missing"),
         (["sweep"], 2, "no tasks: name them"),
         (["sweep", "missing.toml"], 2, "missing.toml"),
@@ -113,6 +123,22 @@ def test_another_run_in_the_directory_is_left_alone(metaadamw, tmp_path):
     assert code == 1
     assert "holds a run with another seed (0, now 1)" in err
     assert numbers(tmp_path) == before
+
+
+@pytest.mark.parametrize("damage", ["config.json damaged", "config.json lost", "summary alone"])
+def test_a_run_that_cannot_be_told_is_left_alone(damage, metaadamw, tmp_path):
+    metaadamw(*RUN, "--out", tmp_path)
+    if damage == "config.json damaged":
+        (tmp_path / "config.json").write_bytes(b"")
+    else:
+        (tmp_path / "config.json").unlink()
+    if damage == "summary alone":
+        (tmp_path / "checkpoint.pt").unlink()
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    code, _, err = metaadamw(*RUN, "--seed", 1, "--out", tmp_path)
+    assert (code, err.count("\n")) == (1, 1)
+    assert "config.json is missing or damaged" in err
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_a_run_that_diverges_says_so_in_its_summary(tmp_path, monkeypatch):

@@ -80,6 +80,17 @@ def test_a_window_without_a_record_is_an_error(recorded, tmp_path):
         recorded_factors(tmp_path / "modulation.csv", first=FIRST)
 
 
+@pytest.mark.parametrize(
+    "content", [None, "", "step,a/alpha\n", "step\n1\n", "a/alpha\n1\n", "step,a/alpha\n1,x\n"]
+)
+def test_a_damaged_record_is_an_error_that_names_it(content, tmp_path):
+    path = tmp_path / "modulation.csv"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ValueError, match=r"modulation\.csv does not hold all factors of a run: "):
+        recorded_factors(path, first=FIRST)
+
+
 def test_the_two_parts_make_the_whole(recorded):
     factors = recorded_factors(recorded / "modulation.csv", first=FIRST)
     shared, apart = (schedule(factors, part, STEPS) for part in ("schedule", "redistribution"))

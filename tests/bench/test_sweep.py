@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -78,6 +81,47 @@ def test_one_failing_run_does_not_stop_the_others(tmp_path):
     ended = follow(jobs, Inside(failing=("seed1",)))
     assert list(ended.values()).count("no luck") == 2
     assert set(ended) == set(jobs)
+
+
+def test_a_machine_that_breaks_down_does_not_stop_the_others(tmp_path):
+    class Breaking(Inside):
+        def __call__(self, words, threads):
+            future = launch.Future()
+            future.set_exception(RuntimeError("where it was started\nthe worker died"))
+            return super().__call__(words, threads) if "0" in words else future
+
+    jobs = plan(SWEEP, tmp_path, None).jobs
+    ended = follow(jobs, Breaking())
+    assert list(ended.values()).count("RuntimeError: the worker died") == 6
+    assert list(ended.values()).count(None) == 2
+
+
+def test_sigterm_ends_the_runs_of_a_sweep(tmp_path, monkeypatch):
+    endless = tmp_path / "endless"
+    endless.write_text(f"#!/bin/sh\ntouch {tmp_path}/begun\nexec sleep 600\n")
+    endless.chmod(0o700)
+    monkeypatch.setattr("sys.executable", str(endless))
+
+    def unheeded(number, frame):
+        raise AssertionError("nobody has taken the signal")
+
+    ended = []
+
+    def sweep():
+        with launch.local_processes(1) as start:
+            start(["run"], 1).add_done_callback(lambda run: ended.append(run.result()))
+            while not (tmp_path / "begun").exists():
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, unheeded)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            sweep()
+        assert ended == ["no message (ended by signal 15)"]
+        assert signal.getsignal(signal.SIGTERM) is unheeded
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_runs_wait_for_those_they_read(tmp_path):

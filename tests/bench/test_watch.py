@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 from tests.bench.running import command, environment, metaadamw
 
+from metaadamw.bench.cli import main
 from metaadamw.bench.watch import bar, draw, look, sparks
 
 SETTINGS = ("--set", "meta.every=3", "--set", 'modulator.init="xavier"')
@@ -70,6 +71,28 @@ def test_a_run_that_has_just_begun(run: tuple[Path, str], tmp_path: Path) -> Non
     assert "running, step 0 of at most 18" in text(draw(sight))
     tmp_path.joinpath("modulation.csv").write_text("step,a/alpha,a/beta\n")
     assert look(tmp_path) == sight
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", "{}"),
+        ("metrics.jsonl", "none\n"),
+        ("modulation.csv", "step,a/alpha\n1\n"),
+        ("summary.json", '{"state": 1}'),
+    ],
+)
+def test_damaged_files(
+    name: str, content: str, run: tuple[Path, str], tmp_path: Path, capsys: Any
+) -> None:
+    tmp_path.joinpath("config.json").write_bytes((run[0] / "config.json").read_bytes())
+    tmp_path.joinpath(name).write_text(content)
+    with pytest.raises(SystemExit) as exit_info:
+        main(["watch", str(tmp_path), "--once"])
+    assert exit_info.value.code == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"metaadamw: {tmp_path} holds damaged or other files (")
+    assert said.count("\n") == 1
 
 
 def test_no_run(tmp_path: Path) -> None:

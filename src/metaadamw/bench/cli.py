@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import io
 import sys
 import traceback
 from collections.abc import Sequence
@@ -27,6 +28,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
+    for stream in (sys.stdout, sys.stderr):
+        # An encoding without α shows a question mark in its place, rather than ending the command.
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
     sys.exit(_run([word for word in words if word != "--debug"], debug))
 
 
@@ -37,17 +42,21 @@ def _run(words: list[str], debug: bool) -> int:
             f"{', '.join(missing)} not installed; "
             'the command line needs: pip install "metaadamw[bench]"'
         )
-    app = importlib.import_module("metaadamw.bench.commands").app
     try:
+        app = importlib.import_module("metaadamw.bench.commands").app
         code: int | None = app(words or ["--help"], prog_name="metaadamw", standalone_mode=False)
         return _fail("interrupted", code) if code == _INTERRUPTED else code or 0
+    except KeyboardInterrupt:  # before the app could take it for an exit code
+        return _fail("interrupted", _INTERRUPTED)
     except Exception as error:
         if debug:
             traceback.print_exc()
         # Wrong usage is one of click's exceptions, whose module differs between typer's versions.
         usage = getattr(error, "format_message", None)
         if usage is not None:
-            return _fail(f"{usage()} (see metaadamw --help)", getattr(error, "exit_code", 2))
+            code = getattr(error, "exit_code", 2)
+            # Without a message the help has been shown, as by a group without its command.
+            return _fail(f"{said} (see metaadamw --help)", code) if (said := usage()) else code
         return _fail(str(error) or type(error).__name__)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["DoesNotFit", "Precision", "RunConfig", "RunRequest", "resolve"]
 
 Precision = Literal["fp32", "bf16"]
+
+# What a generator of torch takes.
+_SEEDS = 2**63
 
 
 class DoesNotFit(ValueError):
@@ -164,6 +168,12 @@ def resolve(request: RunRequest, task: PreparedTask, arm: Arm, processes: int = 
     if arm.decay_per_step is not None and not lr:
         raise ValueError(f"lr must be above 0 for arm {arm.name}, whose weight decay follows it")
     decay = task.weight_decay if arm.decay_per_step is None else arm.decay_per_step / lr
+    decay = decay if request.weight_decay is None else request.weight_decay
+    for name, value in (("lr", lr), ("weight_decay", decay)):
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name} must be in [0.0, inf), got {value}")
+    if not 0 <= request.seed < _SEEDS:
+        raise ValueError(f"seed must be in [0, {_SEEDS}), got {request.seed}")
     return RunConfig(
         task=task.name,
         arm=arm.name,
@@ -176,7 +186,7 @@ def resolve(request: RunRequest, task: PreparedTask, arm: Arm, processes: int = 
         steps_per_epoch=task.steps_per_epoch,
         total_steps=epochs * task.steps_per_epoch,
         lr=lr,
-        weight_decay=decay if request.weight_decay is None else request.weight_decay,
+        weight_decay=decay,
         betas=task.betas,
         batch_size=task.batch_size,
         patience=task.patience,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -39,7 +40,16 @@ def run_all(
                 del waiting[place]
         done, _ = wait(running, return_when=FIRST_COMPLETED)
         for future in done:
-            yield jobs[running.pop(future)], future.result()
+            yield jobs[running.pop(future)], _error(future)
+
+
+def _error(future: Future[str | None]) -> str | None:
+    """What went wrong with a run, or with the machine or the process that was to start it."""
+    error = future.exception()
+    if error is None:
+        return future.result()
+    said = str(error).strip().splitlines()  # a cluster sends the whole traceback
+    return f"{type(error).__name__}: {said[-1]}" if said else type(error).__name__
 
 
 def _run(words: Sequence[str], threads: int, started: Callable[[Any], None]) -> str | None:
@@ -59,13 +69,13 @@ def _run(words: Sequence[str], threads: int, started: Callable[[Any], None]) -> 
         return None
     said = [line for line in errors.splitlines() if line.strip()]
     last = said[-1].removeprefix("metaadamw: ") if said else "no message"
-    signal = f" (ended by signal {-process.returncode})" if process.returncode < 0 else ""
-    return last + signal
+    ended = f" (ended by signal {-process.returncode})" if process.returncode < 0 else ""
+    return last + ended
 
 
 @contextmanager
 def local_processes(count: int) -> Iterator[Start]:
-    """So many processes at a time; an interruption ends them."""
+    """So many processes at a time; an interruption ends them, and so does SIGTERM."""
     processes: set[subprocess.Popen[str]] = set()
     lock, closed = threading.Lock(), threading.Event()
 
@@ -89,6 +99,8 @@ def local_processes(count: int) -> Iterator[Start]:
 
         # Runs before the pool waits for its threads; nothing is left to end after a whole sweep.
         stack.callback(stop)
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        stack.callback(signal.signal, signal.SIGTERM, before)
         yield lambda words, threads: pool.submit(work, words, threads)
 
 

@@ -32,22 +32,32 @@ def recorded_factors(path: Path, *, first: int) -> dict[str, Any]:
         first: the length of the first window.
 
     Raises:
-        ValueError: a window without a record.
+        ValueError: a window without a record, or a file that is none of factors.
     """
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    groups = [name.removesuffix("/alpha") for name in rows[0] if name.endswith("/alpha")]
+    try:
+        return _recorded_factors(path, first)
+    except (OSError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} does not hold all factors of a run: {error}") from error
+
+
+def _recorded_factors(path: Path, first: int) -> dict[str, Any]:
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        rows, names = list(reader), reader.fieldnames or []
+    groups = [name.removesuffix("/alpha") for name in names if name.endswith("/alpha")]
     begins: list[int] = []
     alpha: list[list[float]] = []
     expected = 0
     for row in rows:
         begin, end = window_at(int(row["step"]) - 1, first)
         if begin > expected:
-            raise ValueError(f"{path} has no record of the window that begins at step {expected}")
+            raise ValueError(f"no record of the window that begins at step {expected}")
         if begin == expected:
             begins.append(begin)
             alpha.append([float(row[f"{group}/alpha"]) for group in groups])
             expected = end
+    if not begins or not groups:
+        raise ValueError("there are none")
     return {"groups": groups, "begins": begins, "alpha": alpha}
 
 

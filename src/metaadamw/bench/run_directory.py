@@ -15,10 +15,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import torch
 
-__all__ = ["Journal", "RunDirectory"]
+__all__ = ["Journal", "RunDirectory", "named"]
 
 CHECKPOINT = "checkpoint.pt"
 CONFIG = "config.json"
@@ -77,16 +78,25 @@ class RunDirectory:
     def read_checkpoint(self) -> dict[str, Any] | None:
         """The last checkpoint; None if there is none that can be read."""
         try:
+            with ZipFile(self.path / CHECKPOINT) as archive:  # torch.load compares no checksum
+                if (damaged := archive.testzip()) is not None:
+                    raise BadZipFile(f"the checksum of {damaged} is wrong")
             found = torch.load(self.path / CHECKPOINT, map_location="cpu", weights_only=True)
         except FileNotFoundError:
             return None
         except Exception as error:
             # Any damage leads here, each with an exception of its own; the run can start over.
+            said = " ".join(str(error).split())
             print(
-                f"{self.path / CHECKPOINT} cannot be read, starting over: {error}", file=sys.stderr
+                f"{self.path / CHECKPOINT} cannot be read, starting over: {said}", file=sys.stderr
             )
             return None
         return found if isinstance(found, dict) else None
+
+    def remove_checkpoint(self) -> None:
+        """Leave neither a checkpoint nor the beginnings of one."""
+        for name in (CHECKPOINT, _temporary(CHECKPOINT)):
+            (self.path / name).unlink(missing_ok=True)
 
     def write_checkpoint(self, content: Mapping[str, Any]) -> None:
         """Replace the checkpoint in one go."""
@@ -96,7 +106,7 @@ class RunDirectory:
         self._replace(CHECKPOINT, buffer.getbuffer())
 
     def _replace(self, name: str, content: bytes | memoryview) -> None:
-        temporary = self.path / f".{name}.tmp"
+        temporary = self.path / _temporary(name)
         try:
             with temporary.open("wb") as file:
                 file.write(content)
@@ -107,6 +117,10 @@ class RunDirectory:
             with suppress(OSError):
                 temporary.unlink()
             raise named(error, self.path / name) from error
+
+
+def _temporary(name: str) -> str:
+    return f".{name}.tmp"
 
 
 class Journal:

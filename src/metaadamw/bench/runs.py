@@ -84,19 +84,24 @@ def finished_summary(directory: Path, config: RunConfig) -> dict[str, Any] | Non
     """The summary of a run that is done; None if it is not.
 
     Raises:
-        ValueError: the directory holds a run of another configuration.
+        ValueError: the directory holds a run of another configuration, or of one that is lost.
     """
     run = RunDirectory(directory)
-    before = run.read_json(CONFIG)
+    before, summary = run.read_json(CONFIG), run.read_json(SUMMARY)
+    finished = summary is not None and summary.get("status") == "finished"
     if before is None:
+        if finished or (directory / CONFIG).exists() or (directory / CHECKPOINT).exists():
+            raise ValueError(
+                f"{directory} holds a run, but {CONFIG} is missing or damaged and does not say "
+                "which: choose another directory or remove that one"
+            )
         return None
     if (name := config.difference(before)) is not None:
         raise ValueError(
             f"{directory} holds a run with another {name} ({before.get(name)!r}, now "
             f"{getattr(config, name)!r}): choose another directory or remove that one"
         )
-    summary = run.read_json(SUMMARY)
-    return summary if summary and summary.get("status") == "finished" else None
+    return summary if finished else None
 
 
 def execute(
@@ -189,7 +194,7 @@ class _Run:
                     self._save()
                 self.directory.write_json(SUMMARY, summary)
                 if not self.options.keep_checkpoint:
-                    (self.directory / CHECKPOINT).unlink(missing_ok=True)
+                    self.directory.remove_checkpoint()
             self.workplace.barrier()
         return summary
 

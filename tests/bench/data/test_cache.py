@@ -60,3 +60,15 @@ def test_place(tmp_path, monkeypatch):
     monkeypatch.delenv("METAADAMW_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_directory() == tmp_path / "metaadamw"
+
+
+def test_a_user_without_a_home(tmp_path, monkeypatch):
+    def nowhere():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("METAADAMW_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("pathlib.Path.home", nowhere)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert cache_directory().parent == tmp_path
+    assert cached("toy", ["1"], Maker())["words"] == ["a", "ü"]

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import torch.distributed
 import typer
 
+from metaadamw.bench.arms import ARMS
 from metaadamw.bench.commands.app import app
 from metaadamw.bench.commands.options import (
     AblationName,
@@ -117,6 +118,7 @@ def run(
     from metaadamw.bench.references import References, fill_in
     from metaadamw.bench.runs import RunOptions, execute, prepare
 
+    _refuse_unread(arm, tuning, matched_to, mean_alpha)
     request = RunRequest(
         task=task,
         arm=arm,
@@ -152,6 +154,22 @@ def run(
         typer.echo(_conclusion(summary, directory))
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def _refuse_unread(
+    arm: str, tuning: Path | None, matched_to: Path | None, mean_alpha: float | None
+) -> None:
+    """Refuse an option that this arm does not read."""
+    tunes, matches = ARMS[arm].tunes, ARMS[arm].matches
+    for name, value, read in (
+        ("--tuning", tuning, tunes),
+        ("--matched-to", matched_to, matches),
+        ("--mean-alpha", mean_alpha, matches),
+    ):
+        if value is not None and read is None:
+            raise typer.BadParameter(f"arm {arm} does not read it", param_hint=name)
+    if matched_to is not None and mean_alpha is not None:
+        raise typer.BadParameter("not together with --matched-to", param_hint="--mean-alpha")
 
 
 def _conclusion(summary: dict[str, Any], directory: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -153,7 +154,7 @@ def sweep(
     failures = dict(planned.failed)
     if dry_run:
         for words in commands.values():
-            typer.echo(" ".join(["metaadamw", *words]))
+            typer.echo(shlex.join(["metaadamw", *words]))
         _report(failures)
         return
     with (

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.text import Text
 
@@ -29,19 +29,30 @@ def watch(
     - `metaadamw watch runs/clean-small/digits/metaadamw-online/seed0`
     - `metaadamw watch runs/clean-small/digits/metaadamw-online/seed0 --once`
     """
-    from metaadamw.bench.watch import draw, look
-
     console = Console()
-    sight = look(directory)
+    status, picture = _look(directory)
     if once:
-        if sight is None:
+        if picture is None:
             raise ValueError(f"{directory} holds no run")
-        console.print(draw(sight))
+        console.print(picture)
         return
     with Live(Text(f"waiting for a run in {directory}"), console=console) as live:
-        while sight is None or sight.status == "running":
-            if sight is not None:
-                live.update(draw(sight))
+        while picture is None or status == "running":
+            if picture is not None:
+                live.update(picture)
             time.sleep(1.0)
-            sight = look(directory)
-        live.update(draw(sight))
+            status, picture = _look(directory)
+        live.update(picture)
+
+
+def _look(directory: Path) -> tuple[str, RenderableType | None]:
+    """Status and picture of a run; no picture before it has begun."""
+    from metaadamw.bench.watch import draw, look
+
+    try:
+        sight = look(directory)
+        return ("", None) if sight is None else (sight.status, draw(sight))
+    except (LookupError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{directory} holds damaged or other files ({type(error).__name__}: {error})"
+        ) from error

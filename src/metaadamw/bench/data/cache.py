@@ -20,16 +20,26 @@ Result = TypeVar("Result")
 
 
 def cache_directory() -> Path:
-    """``METAADAMW_CACHE``, or the place where this operating system keeps caches."""
+    """``METAADAMW_CACHE``, or the place where this operating system keeps caches.
+
+    A user without a home directory, as in a container, has one among the temporary files.
+    """
     if own := os.environ.get(CACHE_VARIABLE):
         return Path(own)
+    try:
+        return _place_for_caches() / "metaadamw"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"metaadamw-{os.getuid()}"
+
+
+def _place_for_caches() -> Path:
     if sys.platform == "win32":
         base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
     elif sys.platform == "darwin":
         base = Path.home() / "Library" / "Caches"
     else:
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "metaadamw"
+    return Path(base)
 
 
 def cached(name: str, ingredients: Sequence[str], make: Callable[[], Result]) -> Result:

@@ -16,6 +16,7 @@ from metaadamw.bench.report.outline import TITLE, outline
 from metaadamw.bench.report.picture import with_default_style
 from metaadamw.bench.report.runs import read_runs, shown
 from metaadamw.bench.report.values import values
+from metaadamw.bench.run_directory import named
 
 __all__ = ["write_report"]
 
@@ -91,7 +92,10 @@ def _write(contents: Mapping[Path, bytes]) -> None:
     temporaries = {path: path.with_name(f".{path.name}.tmp") for path in contents}
     try:
         for path, temporary in temporaries.items():
-            temporary.write_bytes(contents[path])
+            try:
+                temporary.write_bytes(contents[path])
+            except OSError as error:
+                raise named(error, path) from error
         for path, temporary in temporaries.items():
             os.replace(temporary, path)
     except BaseException:
