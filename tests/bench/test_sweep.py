@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -55,6 +56,16 @@ def test_runs_are_the_same_wherever_they_are_started(where, tmp_path, one_after_
     }
     assert not list(tmp_path.rglob("checkpoint.pt"))
     assert all(job.finished for job in plan(SWEEP, tmp_path, None).jobs.values())
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_an_address_where_nobody_listens_is_told_at_once(scheme):
+    pytest.importorskip("ray")
+    with socket.socket() as unheard:  # bound, not listening: the port stays free of others
+        unheard.bind(("127.0.0.1", 0))
+        address = f"{scheme}127.0.0.1:{unheard.getsockname()[1]}"
+        with pytest.raises(ValueError, match=f"no Ray cluster at '{address}'.*refused"):
+            launch.ray_cluster(address).__enter__()
 
 
 class Inside:

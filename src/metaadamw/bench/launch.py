@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -116,13 +117,14 @@ def ray_cluster(address: str) -> Iterator[Start]:
     except ImportError:
         raise ValueError("--ray needs the package ray: pip install 'metaadamw[ray]'") from None
     try:
+        _check_listening(address)
         ray.init(
             address=None if address == "local" else address,
             include_dashboard=False if address == "local" else None,
             log_to_driver=False,
             logging_level="ERROR",
         )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(f"no Ray cluster at {address!r}: {error}") from error
     directory = Path.cwd()
 
@@ -143,6 +145,13 @@ def ray_cluster(address: str) -> Iterator[Start]:
         yield start
     finally:
         ray.shutdown()
+
+
+def _check_listening(address: str) -> None:
+    """Raise ``OSError`` if nobody listens at HOST:PORT, where Ray would try on for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def launcher(jobs: int, ray_address: str | None) -> AbstractContextManager[Start]:
