@@ -13,11 +13,13 @@ import torch
 from torch import nn
 from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.optim.optimizer import Optimizer
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from metaadamw import MetaAdamW, MetaConfig, ModulatorConfig
+from metaadamw.checkpoint import adapt_param_groups, restore_moments
 
 NAME = "elsewhere"
 
@@ -100,6 +102,22 @@ def moved_steps(build: Any, options: Any, what: str) -> dict[str, Any]:
             "later": _places(optimizer),
             "unwaited": copies.unwaited,
         }
+
+
+def counters_after_loading(**options: Any) -> set[str]:
+    """Where step counters lie that a checkpoint had on a device."""
+    (device,) = devices(["a"])
+    with FakeTensorMode():
+        model = nn.Linear(2, 2, device=device)
+        capturable = MetaAdamW(model.parameters(), capturable=True)
+        _train(model, capturable)
+        optimizer = MetaAdamW(model.parameters(), **options)
+        # load_state_dict without what reads numbers, which do not exist.
+        saved = Optimizer.state_dict(capturable)
+        adapted = adapt_param_groups(saved, optimizer.param_groups)
+        Optimizer.load_state_dict(optimizer, adapted)
+        restore_moments(optimizer.state, adapted, list(model.parameters()))
+        return {str(entry["step"].device) for entry in optimizer.state.values()}
 
 
 def _train(model: nn.Module, optimizer: MetaAdamW) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim import AdamW
 
-from metaadamw import MetaAdamW, MetaConfig, ModulatorConfig
+from metaadamw import MetaAdamW, MetaConfig, ModulatorConfig, Schedule
 from tests.training import assert_same
 
 XAVIER = ModulatorConfig(init="xavier", layers=1)
@@ -182,3 +182,63 @@ def test_the_groups_that_were_there_see_what_they_saw():
     assert int(alone[1].metrics()["meta/applied"]) == 4
     step(model, optimizer, 5)
     assert int(optimizer.metrics()["meta/applied"]) == 4
+
+
+OWN_ROWS = {
+    "scalars": ("raw", ModulatorConfig(layers=0, init="xavier")),
+    "embedding": ("group_embedding", ModulatorConfig(features="enhanced", init="xavier", layers=1)),
+}
+
+
+def rows(optimizer: MetaAdamW, name: str) -> dict[str, list[torch.Tensor]]:
+    """What each group has of its own: its row of the modulator and of that row's Adam moments."""
+    state = optimizer.meta_state_dict()
+    place = [*state["modulator"]].index(name)
+    moments = state["meta_optimizer"]
+    tensors = state["modulator"][name], moments["exp_avg"][place], moments["exp_avg_sq"][place]
+    return {group: [t[i] for t in tensors] for i, group in enumerate(optimizer.group_names)}
+
+
+@pytest.mark.parametrize(("name", "config"), OWN_ROWS.values(), ids=OWN_ROWS)
+@pytest.mark.parametrize("change", ["away", "exchanged", "reversed"])
+def test_what_a_group_has_learned_follows_it(change, name, config):
+    """A group taken away, one in its place, another order: the others keep what is theirs."""
+    model = towers(4)
+    groups = groups_of(model)
+    meta = MetaConfig(mode="online", lr=1e-2)
+    optimizer = MetaAdamW(groups[:3], lr=1e-2, modulator=config, meta=meta)
+    for index in range(4):
+        step(model, optimizer, index)
+    before = rows(optimizer, name)
+    assert not torch.equal(before["group0"][0], before["group2"][0])
+    if change == "reversed":
+        optimizer.param_groups.reverse()
+    else:
+        for param in optimizer.param_groups.pop(0)["params"]:
+            del optimizer.state[param]
+        if change == "exchanged":
+            optimizer.add_param_group({**groups[3], "name": "new"})
+    optimizer.group_features()  # that is when it notices
+    after = rows(optimizer, name)
+    if change == "exchanged":
+        start, *moments = after.pop("new")
+        assert not any(moment.any() for moment in moments)
+        assert not torch.equal(start, before["group0"][0])
+    assert list(after) == optimizer.group_names[: len(after)]
+    assert_same(after, {group: before[group] for group in after})
+    applied = int(optimizer.metrics()["meta/applied"])
+    for index in range(4, 7):
+        step(model, optimizer, index)
+    assert int(optimizer.metrics()["meta/applied"]) == applied + 2  # the signal starts anew
+    copy.deepcopy(optimizer).load_state_dict(optimizer.state_dict())
+
+
+def test_a_schedule_of_a_group_that_was_taken_away():
+    model = towers(2)
+    ones = torch.ones(3, 2)
+    optimizer = MetaAdamW(groups_of(model), modulator=Schedule(("group0", "group1"), ones, ones))
+    step(model, optimizer, 0)
+    del optimizer.param_groups[0]
+    for index in range(2):
+        with pytest.raises(ValueError, match=r"recorded for the groups .* got \['group1'\]"):
+            step(model, optimizer, index)

@@ -117,6 +117,20 @@ def test_names_decide_where_the_order_differs():
     assert_same(moments(optimizer, model), moments(adamw, model))
 
 
+def test_names_of_a_checkpoint_stay_there():
+    """They would be in our next checkpoint, which the same script could not load again."""
+    model = Net()
+    adamw = torch.optim.AdamW(model.named_parameters())
+    train(model, adamw, range(2))
+    optimizer = MetaAdamW(model.parameters())
+    with pytest.warns(UserWarning, match="no learned part"):
+        optimizer.load_state_dict(adamw.state_dict())
+    assert_same(moments(optimizer, model), moments(adamw, model))
+    again = MetaAdamW(model.parameters())
+    again.load_state_dict(optimizer.state_dict())
+    assert_same(again.state_dict(), optimizer.state_dict())
+
+
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 def test_back_to_adamw(path):
     """With α = β = 1 AdamW goes on from our checkpoint as we would."""

@@ -152,6 +152,14 @@ def test_defaults_that_depend_on_the_mode(options, optimizer, lr):
     assert (config.optimizer, config.lr) == (optimizer, lr)
 
 
+def test_defaults_are_chosen_anew_on_request():
+    config = MetaConfig(every=7)
+    kept = dataclasses.replace(config, mode="online")
+    assert (kept.optimizer, kept.lr) == ("sgd", 1e-4)
+    anew = dataclasses.replace(config, mode="online", optimizer=None, lr=None)
+    assert anew == MetaConfig(mode="online", every=7)
+
+
 def test_sequences_become_tuples_so_that_configurations_compare_and_hash():
     as_list = MetaConfig(priorities=[1, 2, 3], fixed_weights=[1, 0, 0], as_run=["frozen_gates"])
     as_tuple = MetaConfig(priorities=(1, 2, 3), fixed_weights=(1, 0, 0), as_run=("frozen_gates",))

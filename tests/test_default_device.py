@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -133,3 +134,25 @@ def test_modules_of_their_own_are_on_the_default_device():
         modules = (Modulator(6, 3, ModulatorConfig()), PriorityUncertaintyWeighting([1.0, 2.0]))
     for module in modules:
         assert {t.device for t in module.state_dict().values()} == {META}
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+def test_steps_are_counted_whatever_the_default_precision_is(capturable):
+    """bfloat16 knows no odd number above 256."""
+    param = nn.Parameter(torch.ones(3))
+    param.grad = torch.ones(3)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        optimizer = MetaAdamW([param], capturable=capturable)
+        state = {"step": 257.0, "exp_avg": torch.zeros(3), "exp_avg_sq": torch.zeros(3)}
+        adamw = AdamW([param]).state_dict() | {"state": {0: state}}
+        with pytest.warns(UserWarning, match="no learned part"):
+            optimizer.load_state_dict(adamw)
+        optimizer.step()
+        optimizer.step()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert float(optimizer.state[param]["step"]) == 259.0
+    expected = 2 / (1 + math.exp(-259 / 1000)) - 1
+    # The exponential in float32.
+    assert math.isclose(float(optimizer.features[0, -1]), expected, rel_tol=1e-6)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from metaadamw import MetaAdamW, MetaConfig, ModulatorConfig
 from tests.distributed.processes import Processes
-from tests.fake_devices import steps
+from tests.fake_devices import counters_after_loading, steps
 
 OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("scale_free", {"foreach": True}),
@@ -49,6 +49,19 @@ def test_moments_away_from_their_parameter_are_refused(elsewhere):
         raised.message
     )
     assert "CPUOffloadPolicy" in raised.message
+
+
+@pytest.mark.parametrize(
+    ("options", "device"),
+    [({}, "cpu"), ({"foreach": True}, "cpu"), ({"capturable": True}, "elsewhere:0")],
+)
+def test_step_counters_are_loaded_to_where_they_belong(elsewhere, options, device):
+    """Not where the checkpoint had them: each would be read from the device at every step."""
+    assert elsewhere.run(_counters, options) == [{device}]
+
+
+def _counters(options: dict[str, Any]) -> set[str]:
+    return counters_after_loading(**options)
 
 
 CUDA = [f"cuda:{i}" for i in range(torch.cuda.device_count())]

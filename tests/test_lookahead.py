@@ -363,3 +363,44 @@ def test_maximising_the_negative_loss_is_minimising_the_loss(hvp: str) -> None:
         up.train(batch)
     for own, other in zip(up.model.parameters(), down.model.parameters(), strict=True):
         assert torch.equal(own, other)
+
+
+def smoothness_penalty(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """A loss that differentiates inside, as those of physics or of critics do."""
+    inputs = batch[0].clone().requires_grad_()
+    outputs = model(inputs)
+    (slope,) = torch.autograd.grad(outputs.sum(), inputs, create_graph=True)
+    return (outputs - batch[1]).square().mean() + 0.1 * slope.square().mean()
+
+
+@pytest.mark.parametrize("hvp", ["exact", "finite_difference"])
+def test_a_loss_that_differentiates_inside(hvp: str) -> None:
+    assert_moves_as_the_twin(Problem(meta={"hvp": hvp}, loss_fn=smoothness_penalty), hvp)
+
+
+class Attention(nn.Module):
+    """In evaluation mode without gradients torch takes another, fused kernel for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.encoder(inputs)
+
+
+def test_losses_that_are_compared_are_computed_alike() -> None:
+    """Without a learning rate the step leads nowhere, so the loss is the same to the last bit."""
+
+    def loss_fn(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        # In float64, so that no rounding hides what the kernels do.
+        return (model(batch[0]) - batch[1]).double().square().mean()
+
+    problem = Problem(
+        loss_fn=loss_fn,
+        model=lambda: Attention().eval(),
+        groups=lambda model: [{"params": model.parameters(), "lr": 0.0}],
+        batch=lambda: (torch.randn(8, 6, 16), torch.randn(8, 6, 16)),
+        steps=0,
+    )
+    assert problem.update().loss_decrease == 0.0

@@ -223,10 +223,13 @@ def test_the_bias_of_the_keys_has_no_gradient() -> None:
     assert value.any()
 
 
-def test_grow_keeps_the_rows_that_are_there() -> None:
+LATER = ([""] * (GROUPS + 3), [*range(GROUPS), None, None, None])
+
+
+def test_new_groups_leave_the_rows_that_are_there() -> None:
     modulator = library({"embedding_dim": 4}, random=True)
     before = {name: weight.detach().clone() for name, weight in modulator.named_parameters()}
-    modulator.grow(["new"] * (GROUPS + 3))
+    modulator.regroup(*LATER)
     after = dict(modulator.named_parameters())
     assert after["group_embedding"].shape == (GROUPS + 3, 4)
     assert torch.equal(after["group_embedding"][:GROUPS], before.pop("group_embedding"))
@@ -240,10 +243,10 @@ def test_grow_keeps_the_rows_that_are_there() -> None:
     assert torch.equal(new, at_once[GROUPS:])  # no matter when a group comes
 
 
-def test_grow_without_an_embedding_changes_nothing() -> None:
-    modulator, inputs = library({}, random=True), features(GROUPS + 1)
+def test_new_groups_without_an_embedding_change_nothing() -> None:
+    modulator, inputs = library({}, random=True), features(GROUPS + 3)
     before = modulator(inputs).alpha
-    modulator.grow(["new"] * (GROUPS + 1))
+    modulator.regroup(*LATER)
     assert torch.equal(modulator(inputs).alpha, before)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import sys
 from collections.abc import Callable
@@ -255,6 +256,15 @@ def test_a_schedule_of_other_groups_is_refused():
     with pytest.raises(ValueError, match=r"recorded for the groups.*'late'"):
         replay.add_param_group({"params": [nn.Parameter(torch.zeros(2))], "name": "late"})
     assert "late" not in replay.group_names
+
+
+def test_schedules_and_reports_are_compared_by_identity():
+    """Tensors have no truth value that could say whether two are equal."""
+    schedule = Schedule(("a", "b"), torch.ones(1, 2), torch.ones(1, 2))
+    model, optimizer = make()
+    update = meta_update(model, optimizer)
+    assert schedule != copy.deepcopy(schedule)
+    assert update != copy.deepcopy(update)
 
 
 def test_a_schedule_needs_every_step():

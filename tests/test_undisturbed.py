@@ -299,6 +299,19 @@ def test_expanded_buffers_are_put_back():
     assert model.mask.stride() == (0, 1)
 
 
+def test_what_was_made_in_inference_mode():
+    """A buffer that a validation has filled, a frozen teacher: nobody can write to them."""
+    model = Net()
+    with torch.inference_mode():
+        model.register_buffer("mask", torch.ones(5))
+        model.teacher = nn.Linear(5, 1).requires_grad_(False)
+    optimizer = MetaAdamW(fine_grained_groups(model), meta=MetaConfig(every=1))
+    before, buffers = snapshot(model.head), dict(model.named_buffers())
+    assert optimizer.update_attention(model, noisy_loss, batch(0), batch(1), batch(2)).applied
+    assert_same(snapshot(model.head), before)
+    assert all(buffer is buffers[name] for name, buffer in model.named_buffers())
+
+
 def test_what_cannot_be_put_back_does_not_keep_the_rest():
     model = Net()
     model.register_buffer("mask", torch.ones(5))

@@ -15,7 +15,7 @@ from torch.optim.optimizer import Optimizer
 
 from metaadamw.groups import bare_name
 from metaadamw.master_weights import LOW_BITS, keeps_low_bits
-from metaadamw.state import moment_dtype
+from metaadamw.state import counter_device, moment_dtype
 from metaadamw.validation import check_hyperparameters
 from metaadamw.window import WINDOW_KEYS, WINDOW_STEP
 
@@ -264,11 +264,7 @@ def _merged(
     own: Mapping[str, Any], saved: Mapping[str, Any], params: Sequence[int]
 ) -> dict[str, Any]:
     merged = {k: v for k, v in own.items() if k != "params"}
-    merged |= {
-        k: v
-        for k, v in saved.items()
-        if k not in _FOREIGN_KEYS and not (k in _OWN_KEYS and k in merged)
-    }
+    merged |= {k: v for k, v in saved.items() if k not in (*_FOREIGN_KEYS, *_OWN_KEYS)}
     return {**merged, "params": list(params)}
 
 
@@ -327,7 +323,8 @@ def restore_moments(
 ) -> None:
     """Moments and lower halves from ``saved`` in their own precision.
 
-    The base class casts them to that of the parameter, and shares memory with the checkpoint.
+    The base class casts them to that of the parameter, and shares memory with the checkpoint; step
+    counters it leaves on a device (``map_location``), where reading one would stall every step.
     Lower halves are kept only where this optimizer has asked for master weights.
     """
     indices = [(index, g) for g in saved["param_groups"] for index in g["params"]]
@@ -340,10 +337,7 @@ def restore_moments(
             dtypes[LOW_BITS] = torch.int16
         for key, dtype in dtypes.items():
             state[param][key] = entry[key].to(device=param.device, dtype=dtype, copy=True)
-        step = state[param]["step"]
-        if not isinstance(step, Tensor):
-            step = torch.tensor(step, device="cpu")
-        state[param]["step"] = step.to(torch.float32, copy=True)
-        if WINDOW_STEP in entry:
-            before = torch.as_tensor(entry[WINDOW_STEP], dtype=torch.float32, device=step.device)
-            state[param][WINDOW_STEP] = before.clone()
+        device = counter_device(group, param)
+        for key in {"step", WINDOW_STEP} & entry.keys():
+            count = torch.as_tensor(entry[key], dtype=torch.float32, device=device)
+            state[param][key] = count.clone()

@@ -216,6 +216,10 @@ class ModulatorConfig:
 class MetaConfig:
     r"""How the modulator learns (Sec. 3.5).
 
+    ``optimizer`` and ``lr`` are never None afterwards: they are what that stood for. So
+    ``dataclasses.replace`` hands them on like any other choice; for those of another mode or
+    optimizer say ``replace(config, mode="online", optimizer=None, lr=None)``.
+
     Args:
         mode: "lookahead" (Algorithm 2, the user calls ``update_attention``), "online" (the free
             hypergradient, learns inside ``step()``) or "off" (a frozen modulator).

@@ -98,11 +98,16 @@ class Evaluation:
         return self.sign * loss.reshape(())
 
     def loss(self, name: str, batch: Any) -> Tensor:
-        """The loss alone, a scalar without graph."""
-        with torch.no_grad():
+        """The loss alone, a scalar without graph.
+
+        Computed with one, like the loss at θ′ that it is compared to: a loss may differentiate
+        inside (a gradient penalty), and a model may compute otherwise where nobody asks for
+        gradients.
+        """
+        with torch.enable_grad():
             loss, losses = self.ranks.attempt(
                 name,
-                lambda: self._loss(name, batch),
+                lambda: self._loss(name, batch).detach(),
                 Tensor.item,
                 communicates=self.ranks.communicates,
             )

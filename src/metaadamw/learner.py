@@ -80,7 +80,7 @@ class Learner:
         self.total_steps, self.eps_inside_sqrt = total_steps, eps_inside_sqrt
         self.capturable = capturable
         device, dtype = home(param_groups)
-        names = [str(group["name"]) for group in param_groups]
+        self.names = names = [str(group["name"]) for group in param_groups]
         self.table = feature_table(config)
         self.products = needed_products(self.table)
         self.layout = Layout(param_groups, device, dtype)
@@ -106,7 +106,7 @@ class Learner:
         self.optimizer = MetaOptimizer(kind, cast(float, meta.lr))
         self.hvp: Literal["auto"] | HessianProduct = meta.hvp
         self.steps = 0
-        self.device_steps = torch.zeros((), device=device)
+        self.device_steps = torch.zeros((), device=device, dtype=torch.float32)
         self.last_meta_step = 0
         self.applied = torch.zeros((), device=device, dtype=torch.long)
         self.skipped = torch.zeros((), device=device, dtype=torch.long)
@@ -187,11 +187,6 @@ class Learner:
             terms = {f"meta/{term}": getattr(self.report, term) for term in ("total", *TERMS)}
             result |= {key: value for key, value in terms.items() if value is not None}
         return result
-
-    def regroup(self, param_groups: Sequence[Mapping[str, Any]]) -> None:
-        """Take note of a changed list of groups: new rows, new layout; weights and moments stay."""
-        follow(self, param_groups)
-        self.modulator.grow([str(group["name"]) for group in param_groups])
 
     def compute_features(self, tokens: Sequence[Token]) -> Tensor:
         """The features of the step about to be taken, [G, F]."""

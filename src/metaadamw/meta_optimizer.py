@@ -36,13 +36,6 @@ class MetaOptimizer:
             self.step_count = torch.zeros((), device=params[0].device, dtype=params[0].dtype)
             self.exp_avgs = [torch.zeros_like(p) for p in params]
             self.exp_avg_sqs = [torch.zeros_like(p) for p in params]
-        # A group embedding grows by rows when groups are added.
-        for moments in (self.exp_avgs, self.exp_avg_sqs):
-            for i, param in enumerate(params):
-                if moments[i].shape != param.shape:
-                    grown = torch.zeros_like(param)
-                    grown[: len(moments[i])] = moments[i]
-                    moments[i] = grown
         return self.exp_avgs, self.exp_avg_sqs, self.step_count
 
     def to(self, device: torch.device, dtype: torch.dtype) -> None:

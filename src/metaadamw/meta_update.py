@@ -35,7 +35,7 @@ TokensOf = Callable[[Sequence[Tensor | None]], list[Token]]
 """The groups' tensors with the given gradients."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class MetaUpdate:
     """Report of one meta-update; what an early skip left undone is None.
 

@@ -15,7 +15,7 @@ from metaadamw.kernels.encoder import encode, has_encoder
 from metaadamw.kernels.modulator import modulate
 from metaadamw.precision import full_precision
 
-__all__ = ["BaseModulator", "Modulation", "Modulator"]
+__all__ = ["BaseModulator", "Modulation", "Modulator", "rows_at"]
 
 
 class Modulation(NamedTuple):
@@ -73,6 +73,15 @@ ENCODER_TENSORS = (
 """The parameters of the encoder, in the order of ``encoder_layer``."""
 
 
+def rows_at(old: Tensor, before: Sequence[int | None]) -> Tensor:
+    """Rows of ``old`` by their positions; None gives a row of zeros."""
+    rows = old.new_zeros(len(before), *old.shape[1:])
+    for row, i in zip(rows, before, strict=True):
+        if i is not None:
+            row.copy_(old[i])
+    return rows
+
+
 class BaseModulator(nn.Module, ABC):
     """Whatever gives raw outputs, [G, 4], and learns: the ``Modulator``, or what it is compared to.
 
@@ -94,11 +103,12 @@ class BaseModulator(nn.Module, ABC):
         """Eqs. 5–6: features [G, F] to the raw outputs, [G, 4]."""
 
     @abstractmethod
-    def grow(self, names: Sequence[str]) -> None:
-        """Make room for groups that were added; the others keep what they have learned.
+    def regroup(self, names: Sequence[str], before: Sequence[int | None]) -> None:
+        """What belongs to one group follows it to its new place, in a new parameter.
 
         Args:
             names: of all groups.
+            before: where each of them was; None for one that is new.
         """
 
     @abstractmethod
@@ -221,20 +231,20 @@ class Modulator(BaseModulator):
             self.gate_logits = full(1.0, num_features)
         if embedding_dim:
             self.group_embedding = full(0.0, 0, embedding_dim)
-            self.grow([""] * num_groups)
+            self.regroup([""] * num_groups, [None] * num_groups)
 
-    def grow(self, names: Sequence[str]) -> None:
+    def regroup(self, names: Sequence[str], before: Sequence[int | None]) -> None:
         """Give new groups a row of the group embedding, N(0, 0.1²); the others keep theirs."""
         if not hasattr(self, "group_embedding"):
             return
-        old = self.group_embedding.detach()
-        rows = []
-        for index in range(len(old), len(names)):
-            # One stream per row: the start of a group does not depend on when it was added.
-            generator = torch.Generator().manual_seed(self.seed + 1_000_003 * (index + 1))
-            options: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
-            rows.append(0.1 * torch.randn(1, old.shape[1], generator=generator, **options))
-        self.group_embedding = nn.Parameter(torch.cat([old, *(r.to(old) for r in rows)]))
+        rows = rows_at(self.group_embedding.detach(), before)
+        for index, row in enumerate(rows):
+            if before[index] is None:
+                # One stream per row: the start of a group does not depend on when it was added.
+                generator = torch.Generator().manual_seed(self.seed + 1_000_003 * (index + 1))
+                options: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
+                row.copy_(0.1 * torch.randn(len(row), generator=generator, **options))
+        self.group_embedding = nn.Parameter(rows)
 
     def encoder_tensors(self) -> list[Tensor]:
         """The stacked encoder tensors, each [L, …]."""

@@ -160,7 +160,7 @@ class MetaAdamW(Optimizer):
                 self._learner.schedule.check_groups([*names, param_group["name"]])
         super().add_param_group(param_group)
         if self._learner is not None:
-            self._learner.regroup(self.param_groups)
+            follow(self._learner, self.param_groups)
 
     def _params(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]

@@ -1,4 +1,4 @@
-"""Where everything that learns lives: with the parameters, also after ``model.to()``."""
+"""Where everything that learns lives: with the parameters and groups, wherever those go."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from metaadamw.layout import Layout
-from metaadamw.modulator import Modulation
+from metaadamw.modulator import Modulation, rows_at
 
 if TYPE_CHECKING:
     from metaadamw.learner import Learner
@@ -24,9 +24,10 @@ def home(param_groups: Sequence[Mapping[str, Any]]) -> tuple[torch.device, torch
 
 
 def follow(learner: Learner, param_groups: Sequence[Mapping[str, Any]]) -> None:
-    """Notice parameters that were exchanged in the groups, or moved, and go where they are.
+    """Notice groups and parameters that were added, taken away or moved, and go along.
 
     ``Module.to`` leaves the parameters the same objects, so an optimizer may be built before it.
+    A group is the same as before if its name is.
     """
     if learner.layout.fits(param_groups):
         return
@@ -37,11 +38,17 @@ def follow(learner: Learner, param_groups: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _follow(learner: Learner, param_groups: Sequence[Mapping[str, Any]]) -> None:
+    names = [str(group["name"]) for group in param_groups]
+    if learner.schedule is not None:
+        learner.schedule.check_groups(names)
     old = learner.layout
     device, dtype = home(param_groups)
     learner.layout = Layout(param_groups, device, dtype)
-    if learner.layout.sizes != old.sizes:  # what was told of each tensor or group is of others now
+    # What was told of each tensor or group is of others now.
+    if learner.layout.sizes != old.sizes or names != learner.names:
         learner.features = learner.modulation = learner.last = None
+    if names != learner.names:
+        _regroup(learner, names)
     if (device, dtype) == (old.device, old.dtype):
         return
     learner.modulator.to(device, dtype)
@@ -57,3 +64,16 @@ def _follow(learner: Learner, param_groups: Sequence[Mapping[str, Any]]) -> None
         features, rates, decays = (t.to(device, dtype) for t in learner.last[:3])
         learner.last = learner.last._replace(features=features, rates=rates, decays=decays)
     learner.hvp = learner.meta.hvp  # other kernels may have other derivatives
+
+
+def _regroup(learner: Learner, names: list[str]) -> None:
+    """The modulator's rows of single groups, and their moments, go with the groups."""
+    where = {name: i for i, name in enumerate(learner.names)}
+    before = [where.get(name) for name in names]
+    learned = learner.learned
+    learner.modulator.regroup(names, before)
+    for moments in (learner.optimizer.exp_avgs, learner.optimizer.exp_avg_sqs):
+        for i, moment in enumerate(moments):
+            if learner.learned[i] is not learned[i]:
+                moments[i] = rows_at(moment, before)
+    learner.names = names

@@ -14,7 +14,7 @@ from metaadamw.modulator import Modulation
 __all__ = ["Schedule"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Schedule:
     """α and β of every group at every step.
 

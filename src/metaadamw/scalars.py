@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from metaadamw.config import ModulatorConfig
-from metaadamw.modulator import BaseModulator
+from metaadamw.modulator import BaseModulator, rows_at
 
 __all__ = ["GroupScalars"]
 
@@ -33,15 +33,15 @@ class GroupScalars(BaseModulator):
     ) -> None:
         super().__init__(config)
         self.raw = nn.Parameter(torch.zeros(0, 4, device=device, dtype=dtype))
-        self.grow(names)
+        self.regroup(names, [None] * len(names))
 
-    def grow(self, names: Sequence[str]) -> None:
-        """Let new groups begin at α = alpha_start, β = 1."""
-        added = names[len(self.raw) :]
-        new = self.raw.new_zeros(len(added), 4)
-        for row, name in zip(new, added, strict=True):
-            row[0] = self.config.raw_start(name)
-        self.raw = nn.Parameter(torch.cat([self.raw.detach(), new]))
+    def regroup(self, names: Sequence[str], before: Sequence[int | None]) -> None:
+        """Let new groups begin at α = alpha_start, β = 1; the others keep their raw outputs."""
+        rows = rows_at(self.raw.detach(), before)
+        for row, name, i in zip(rows, names, before, strict=True):
+            if i is None:
+                row[0] = self.config.raw_start(name)
+        self.raw = nn.Parameter(rows)
 
     def penalty(self, weight_decay: float, gate_sparsity: float) -> Tensor:
         """The distance from α = β = 1; there are no gates."""

@@ -20,6 +20,11 @@ def moment_dtype(param: Tensor) -> torch.dtype:
     return torch.float32 if param.dtype in (torch.bfloat16, torch.float16) else param.dtype
 
 
+def counter_device(group: Mapping[str, Any], param: Tensor) -> torch.device:
+    """Where the step counters of a parameter lie: on the host, unless a kernel must read them."""
+    return param.device if group["capturable"] or group["fused"] else torch.device("cpu")
+
+
 def create_state(
     param_groups: Sequence[Mapping[str, Any]],
     state: dict[Tensor, dict[str, Any]],
@@ -34,14 +39,13 @@ def create_state(
         windows: also what ``metaadamw.window`` keeps.
     """
     for group in param_groups:
-        on_device = group["capturable"] or group["fused"]  # the step counters
         for param in group["params"]:
             if param.grad is None:
                 continue
             entry = state[param]
             if not entry:
                 dtype = moment_dtype(param)
-                device = param.device if on_device else torch.device("cpu")
+                device = counter_device(group, param)
                 entry["step"] = torch.zeros((), device=device, dtype=torch.float32)
                 entry["exp_avg"] = torch.zeros_like(param, dtype=dtype)
                 entry["exp_avg_sq"] = torch.zeros_like(param, dtype=dtype)

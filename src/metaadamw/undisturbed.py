@@ -55,7 +55,9 @@ def _once(buffer: Tensor) -> Tensor:
 
 
 def _copy(buffer: Tensor | None) -> Tensor | None:
-    return None if buffer is None else _once(buffer.detach()).clone()
+    if buffer is None or buffer.is_inference():  # nobody can write to these, not even to put back
+        return None
+    return _once(buffer.detach()).clone()
 
 
 class _Module:
@@ -130,6 +132,7 @@ def undisturbed(model: nn.Module, params: list[Tensor]) -> Iterator[Snapshot]:
     trained = [p for p in params if p.requires_grad]
     others: list[Tensor] = [p for p in model.parameters() if id(p) not in held]
     others += [p for p in params if not p.requires_grad]
+    others = [p for p in others if not p.is_inference()]  # nobody can write to these
     light = sum(p.numel() for p in others) <= sum(p.numel() for p in trained)
     kept = trained + others if light else trained
     shards = [local(p.detach()) for p in kept]
