@@ -46,7 +46,7 @@ def made(tmp_path, monkeypatch, capsys):
                     cli.main([*words[1:], "--dry-run"])
                 assert not exit_info.value.code
                 lines = capsys.readouterr().out.splitlines()
-                found = [line.removeprefix("metaadamw ") for line in lines]
+                found = [shlex.split(line)[1] for line in lines]
                 below = tmp_path / "nothing here yet"
                 places |= {str(root / Path(place).relative_to(below)) for place in found}
             elif words[1] == "run":
