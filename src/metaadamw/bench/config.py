@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -15,6 +14,7 @@ import torch
 
 from metaadamw import MetaConfig, ModulatorConfig, __version__
 from metaadamw.bench.tasks import PreparedTask, Protocol, Size
+from metaadamw.config import check_number
 
 if TYPE_CHECKING:
     from metaadamw.bench.arm import Arm
@@ -170,10 +170,8 @@ def resolve(request: RunRequest, task: PreparedTask, arm: Arm, processes: int = 
     decay = task.weight_decay if arm.decay_per_step is None else arm.decay_per_step / lr
     decay = decay if request.weight_decay is None else request.weight_decay
     for name, value in (("lr", lr), ("weight_decay", decay)):
-        if not 0 <= value < math.inf:
-            raise ValueError(f"{name} must be in [0.0, inf), got {value}")
-    if not 0 <= request.seed < _SEEDS:
-        raise ValueError(f"seed must be in [0, {_SEEDS}), got {request.seed}")
+        check_number(name, value, 0.0)
+    check_number("seed", request.seed, 0, _SEEDS, open_high=True)
     return RunConfig(
         task=task.name,
         arm=arm.name,
