@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metaadamw.bench.arms import get_arm
 from metaadamw.bench.config import RunRequest
 from metaadamw.bench.models.language_model import LanguageModel
 from metaadamw.bench.runs import RunOptions, execute, prepare
@@ -79,7 +80,14 @@ def run(details: Sequence[str], epochs: int, data_dir: Path | None, runs: Path) 
         return model
 
     directory = runs / "+".join(details) / f"epochs{epochs}"
-    execute(request, directory, RunOptions(data_dir=data_dir), replace(task, build_model=build))
+    execute(
+        request,
+        directory,
+        RunOptions(data_dir=data_dir),
+        replace(task, build_model=build),
+        # A name of its own, or a report would take this for AdamW on the model of the bench.
+        replace(get_arm("adamw"), name="+".join(["adamw", *details])),
+    )
     lines = (directory / "metrics.jsonl").read_text().splitlines()
     entries: list[dict[str, Any]] = [json.loads(line) for line in lines]
     return [entry["metric"] for entry in entries if entry.get("split") == "validation"]
