@@ -5,7 +5,8 @@ import torch
 
 from metaadamw import MetaAdamW, MetaConfig, paper_preset
 from metaadamw.bench.ablations import ABLATIONS
-from metaadamw.bench.arms import _PAPER_EPOCH, ARMS, get_arm
+from metaadamw.bench.arm_settings import _PAPER_EPOCH
+from metaadamw.bench.arms import ARMS, get_arm
 from metaadamw.bench.config import DoesNotFit, RunRequest, resolve
 from metaadamw.bench.optimizers import lowest_log_alpha
 from metaadamw.bench.parallel import Workplace
@@ -102,6 +103,31 @@ def test_elsewhere_the_library_says_when():
             due.append(step)
             run.meta_update()
     assert due == [4, 8, 12]
+
+
+def test_look_ahead_moves_as_far_in_as_many_steps_whatever_the_rhythm():
+    reach = {}
+    for every in (1, 10, 100, 500):
+        name = "metaadamw-loss-decrease" + (f"-{every}" if every != 10 else "")
+        meta = config(name).arm_settings["meta"]
+        assert (meta["every"], meta["optimizer"], meta["hvp"]) == (every, "adam", "exact")
+        reach[every] = meta["lr"] / every
+    assert reach[1] == reach[10] == 0.01
+    assert reach[100] * 100 == reach[500] * 500 == 0.5  # never by more than half in log α
+
+
+def test_the_control_of_look_ahead_asks_the_training_part():
+    asked = {}
+    for name in ("metaadamw-loss-decrease", "metaadamw-loss-decrease-training"):
+        run = trainer(name, changes={"meta.every": 2})
+        splits = run.task.splits
+        asked[name] = next(part for part in splits if part is run._held_out)
+        for _ in range(2):
+            run.train_step()
+        assert run.meta_update_due
+        assert run.meta_update().applied
+    assert asked["metaadamw-loss-decrease"] is splits.meta_validation
+    assert asked["metaadamw-loss-decrease-training"] is splits.train
 
 
 def test_meta_validation_keeps_its_order_under_paper_and_not_elsewhere():

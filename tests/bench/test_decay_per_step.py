@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from metaadamw.bench.arms import DECAY_PER_STEP, get_arm
+from metaadamw.bench.arm_settings import DECAY_PER_STEP
+from metaadamw.bench.arms import get_arm
 from metaadamw.bench.config import RunRequest, resolve
 from metaadamw.bench.tasks import get_task
 

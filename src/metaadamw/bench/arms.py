@@ -3,48 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
 from typing import Any
 
 from torch import nn
 
-from metaadamw import MetaConfig, ModulatorConfig, paper_preset, windows_preset
-from metaadamw.bench import optimizers
+from metaadamw import MetaConfig, ModulatorConfig, windows_preset
+from metaadamw.bench import arm_settings, optimizers
 from metaadamw.bench.arm import Arm
+from metaadamw.bench.arm_settings import DECAY_PER_STEP, TUNING_GRID, TUNING_SEED
 from metaadamw.bench.config import RunConfig
 from metaadamw.bench.optimizers import Stepper
 from metaadamw.bench.replay import Part
-from metaadamw.bench.tasks import PreparedTask, get_task
-from metaadamw.carried import carried_factors
 
 __all__ = ["ARMS", "TUNING_GRID", "TUNING_SEED", "get_arm"]
-
-TUNING_SEED = 1000
-"""What tuned arms are tuned on: a seed that no reported run may have."""
-
-TUNING_GRID = {"lr": (0.3, 1.0, 3.0, 10.0), "weight_decay": (1e-2, 1e-1)}
-"""The grid of tuned arms; the learning rates in units of the task's."""
-
-DECAY_PER_STEP = 2e-4
-"""Of our own arms: a weight decay of 0.1 on WikiText-2 and Multi30k, of 0.025 on CIFAR-10."""
-
-_FIRST_ALPHA = 0.5
-"""α at birth in windows as they were first."""
-
-# The paper's full batches per epoch, in whose units its presets count.
-_PAPER_EPOCH = {"etth1": 217, "wikitext2": 123, "multi30k": 454, "cifar10": 391, "imdb": 391}
-
-
-def _library(
-    modulator: ModulatorConfig, meta: MetaConfig
-) -> Callable[[PreparedTask], dict[str, Any]]:
-    """Our groups and these configurations, whatever the task is."""
-    return lambda task: {
-        "grouping": "extended",
-        "modulator": asdict(modulator),
-        "meta": asdict(meta),
-        "meta_updates": "library",
-    }
 
 
 def _windows(
@@ -60,73 +31,45 @@ def _windows(
         title=title,
         description=description,
         build=build,
-        settings=_library(*preset),
+        settings=arm_settings.library(*preset),
         modulated=True,
         decay_per_step=DECAY_PER_STEP,
     )
 
 
-def _carried(task: PreparedTask) -> dict[str, Any]:
-    """Windows that start with what the other tasks have taught."""
-    modulator, meta = windows_preset()
-    without = task.name if get_task(task.name).paper else None
-    starts = carried_factors(without=without)
-    return _library(replace(modulator, alpha_start=starts), meta)(task)
+def _look_ahead(
+    name: str,
+    title: str,
+    description: str,
+    *,
+    every: int = 10,
+    layers: int = 0,
+    meta_updates: str = "library",
+    **objective: Any,
+) -> Arm:
+    """An arm whose look-ahead learns: Adam, exact products, a range as wide as that of windows.
 
-
-def _carried_frozen(task: PreparedTask) -> dict[str, Any]:
-    """The same factors, which nothing changes."""
-    settings = _carried(task)
-    return settings | {"meta": asdict(MetaConfig(mode="off"))}
-
-
-def _first_preset(*, layers: int = 0) -> tuple[ModulatorConfig, MetaConfig]:
-    """What ``windows_preset`` was before ``mean_speed``."""
-    modulator, meta = windows_preset(layers=layers)
-    return replace(modulator, alpha_start=_FIRST_ALPHA), replace(meta, mean_speed=1.0)
-
-
-def _paper(task: PreparedTask, *, as_run: bool = False) -> dict[str, Any]:
-    """The paper's settings, meta-updates as often per epoch as there."""
-    if get_task(task.name).paper is None:
-        # The paper does not know this task: what its smallest model had, once per epoch.
-        modulator, meta = paper_preset("wikitext2", as_run=as_run)
-        paper_epoch = _PAPER_EPOCH["wikitext2"]
-    else:
-        modulator, meta = paper_preset(task.name, as_run=as_run)
-        paper_epoch = _PAPER_EPOCH[task.name]
-    scale = task.steps_per_epoch / paper_epoch
-    return {
-        "grouping": "paper",
-        "modulator": asdict(modulator),
-        "meta": {
-            **asdict(meta),
-            "every": max(1, round(meta.every * scale)),
-            "warmup_steps": task.steps_per_epoch,
-        },
-        "meta_updates": "paper" if task.protocol == "paper" else "library",
-    }
-
-
-def _as_run(task: PreparedTask) -> dict[str, Any]:
-    return _paper(task, as_run=True)
-
-
-def _random(task: PreparedTask) -> dict[str, Any]:
-    settings = _paper(task)
-    return {**settings, "meta": asdict(MetaConfig(mode="off"))}
-
-
-def _tuned(task: PreparedTask) -> dict[str, Any]:
-    return {"tuning_grid": {k: list(v) for k, v in TUNING_GRID.items()}, "tuning_seed": TUNING_SEED}
-
-
-def _inverse_time(task: PreparedTask) -> dict[str, Any]:
-    return {"alpha_start": _FIRST_ALPHA, "window": windows_preset()[1].window}
-
-
-def _matched(task: PreparedTask) -> dict[str, Any]:
-    return {"mean_alpha": None}
+    Adam moves a group's own factor by K/100 in log α, at most 0.5, so that the same number of
+    steps can move it as far whatever K is; a Transformer by its own learning rate.
+    """
+    modulator = ModulatorConfig(
+        features="scale_free",
+        layers=layers,
+        feature_gating=layers > 0,
+        scale="log",
+        alpha_range=windows_preset()[0].alpha_range,
+    )
+    rate = 0.01 if layers else min(every / 100, 0.5)
+    meta = MetaConfig(every=every, optimizer="adam", lr=rate, hvp="exact", **objective)
+    return Arm(
+        name=name,
+        title=title,
+        description=description,
+        build=optimizers.metaadamw,
+        settings=arm_settings.library(modulator, meta, meta_updates=meta_updates),
+        modulated=True,
+        decay_per_step=DECAY_PER_STEP,
+    )
 
 
 def _replay(part: Part, factors: str) -> Arm:
@@ -171,7 +114,7 @@ ARMS = {
                 f"AdamW with the best on validation of {_GRID}; tuned on seed {TUNING_SEED}, "
                 "which no reported run has, and with the same number of epochs"
             ),
-            settings=_tuned,
+            settings=arm_settings.tuned,
             tunes="adamw",
         ),
         Arm(
@@ -185,7 +128,7 @@ ARMS = {
             title="AdamW, cosine, tuned",
             description="adamw-cosine, tuned like adamw-tuned",
             build=optimizers.adamw_cosine,
-            settings=_tuned,
+            settings=arm_settings.tuned,
             tunes="adamw-cosine",
         ),
         Arm(
@@ -196,28 +139,28 @@ ARMS = {
                 "task's learning rate for 750 steps, then falling like 1/t; nothing is learned"
             ),
             build=optimizers.adamw_inverse_time,
-            settings=_inverse_time,
+            settings=arm_settings.inverse_time,
             decay_per_step=DECAY_PER_STEP,
         ),
         Arm(
             name="adamw-matched",
             title="AdamW at MetaAdamW's mean α",
             description="AdamW, its learning rate times the mean α of the runs of metaadamw",
-            settings=_matched,
+            settings=arm_settings.matched,
             matches="metaadamw",
         ),
         Arm(
             name="adamw-matched-paper",
             title="AdamW at the paper's MetaAdamW's mean α",
             description="AdamW, its learning rate times the mean α of the runs of metaadamw-paper",
-            settings=_matched,
+            settings=arm_settings.matched,
             matches="metaadamw-paper",
         ),
         Arm(
             name="adamw-matched-windows",
             title="AdamW at the windows' mean α",
             description="AdamW, its learning rate times the mean α of metaadamw-slow-mean's runs",
-            settings=_matched,
+            settings=arm_settings.matched,
             matches="metaadamw-slow-mean",
         ),
         Arm(
@@ -225,7 +168,7 @@ ARMS = {
             title="MetaAdamW, look-ahead",
             description="the library's defaults",
             build=optimizers.metaadamw,
-            settings=_library(ModulatorConfig(), MetaConfig()),
+            settings=arm_settings.library(ModulatorConfig(), MetaConfig()),
             modulated=True,
         ),
         Arm(
@@ -236,7 +179,7 @@ ARMS = {
                 "without meta-updates and without the meta-validation part"
             ),
             build=optimizers.metaadamw,
-            settings=_library(ModulatorConfig(), MetaConfig(mode="online")),
+            settings=arm_settings.library(ModulatorConfig(), MetaConfig(mode="online")),
             modulated=True,
         ),
         _windows(
@@ -270,7 +213,7 @@ ARMS = {
                 "their kind ended on the paper's other tasks, this one left out"
             ),
             build=optimizers.metaadamw,
-            settings=_carried,
+            settings=arm_settings.carried,
             modulated=True,
             decay_per_step=DECAY_PER_STEP,
         ),
@@ -279,7 +222,7 @@ ARMS = {
             title="carried factors, frozen",
             description="the factors that metaadamw-carried starts with; nothing is learned",
             build=optimizers.metaadamw,
-            settings=_carried_frozen,
+            settings=arm_settings.carried_frozen,
             modulated=True,
             decay_per_step=DECAY_PER_STEP,
         ),
@@ -287,15 +230,15 @@ ARMS = {
             "metaadamw-scalars",
             "MetaAdamW, first windows",
             "metaadamw-slow-mean as it was before: every factor goes its own way, from "
-            f"{_FIRST_ALPHA:g} on, and falls no faster than 1/t",
-            _first_preset(),
+            f"{arm_settings.FIRST_ALPHA:g} on, and falls no faster than 1/t",
+            arm_settings.first_preset(),
             optimizers.first_windows,
         ),
         _windows(
             "metaadamw-scalars-cosine",
             "MetaAdamW, first windows, cosine",
             "metaadamw-scalars, its learning rate falling to zero along half a cosine",
-            _first_preset(),
+            arm_settings.first_preset(),
             optimizers.first_windows_cosine,
         ),
         _windows(
@@ -303,7 +246,7 @@ ARMS = {
             "MetaAdamW, first windows, attention",
             "metaadamw-scalars with the modulator, one layer, in place of a factor for each "
             "group, moved by Gauss–Newton",
-            _first_preset(layers=1),
+            arm_settings.first_preset(layers=1),
             optimizers.first_windows,
         ),
         _windows(
@@ -319,6 +262,51 @@ ARMS = {
             windows_preset(mean_preserving=True),
             optimizers.metaadamw_cosine,
         ),
+        _look_ahead(
+            "metaadamw-loss-decrease",
+            "look-ahead, loss",
+            "look-ahead every 10 steps with the loss on a meta-validation batch as its objective, "
+            "a factor for each group, moved by Adam; the decay of metaadamw-slow-mean",
+            objective="loss_decrease",
+        ),
+        *(
+            _look_ahead(
+                f"metaadamw-loss-decrease-{every}",
+                f"look-ahead, loss, K = {every}",
+                f"metaadamw-loss-decrease with a meta-update every {every} steps",
+                every=every,
+                objective="loss_decrease",
+            )
+            for every in (1, 100, 500)
+        ),
+        _look_ahead(
+            "metaadamw-loss-decrease-training",
+            "look-ahead, training loss",
+            "metaadamw-loss-decrease with batches of the training part in place of meta-validation",
+            meta_updates="training",
+            objective="loss_decrease",
+        ),
+        _look_ahead(
+            "metaadamw-loss-decrease-attention",
+            "look-ahead, loss, attention",
+            "metaadamw-loss-decrease with the modulator, two layers and feature gates, in place of "
+            "a factor for each group",
+            layers=2,
+            objective="loss_decrease",
+        ),
+        _look_ahead(
+            "metaadamw-gradient-alignment",
+            "look-ahead, alignment",
+            "metaadamw-loss-decrease with gradient alignment (Eq. 10) as its objective",
+            objective="gradient_alignment",
+        ),
+        _look_ahead(
+            "metaadamw-combined",
+            "look-ahead, three terms",
+            "metaadamw-loss-decrease with the paper's objective, weighted by uncertainty within "
+            "bounds, its gap taken where it depends on the modulator",
+            gap_at="theta_prime",
+        ),
         _replay("schedule", "the geometric mean over groups of the factors"),
         _replay("redistribution", "the factors, divided by their geometric mean over groups,"),
         Arm(
@@ -329,7 +317,7 @@ ARMS = {
                 "epoch as there; for a task that is not the paper's, those of wikitext2"
             ),
             build=optimizers.metaadamw,
-            settings=_paper,
+            settings=arm_settings.paper,
             modulated=True,
         ),
         Arm(
@@ -337,7 +325,7 @@ ARMS = {
             title="MetaAdamW, as its authors ran it",
             description="metaadamw-paper with what the authors' code does differently (as_run)",
             build=optimizers.metaadamw,
-            settings=_as_run,
+            settings=arm_settings.as_run,
             modulated=True,
         ),
         Arm(
@@ -345,7 +333,7 @@ ARMS = {
             title="random modulator, frozen",
             description="metaadamw-paper without learning: the modulator keeps its random weights",
             build=optimizers.metaadamw,
-            settings=_random,
+            settings=arm_settings.random,
             modulated=True,
         ),
         Arm(

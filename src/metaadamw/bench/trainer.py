@@ -50,8 +50,11 @@ class Trainer:
         sizes = len(splits.train), config.batch_size, steps, config.seed
         self._order = BatchOrder(*sizes, "order")
         self._order1, self._order2 = BatchOrder(*sizes, "batch1"), BatchOrder(*sizes, "batch2")
+        # As a control, to learn from no example that the weights do not learn from.
+        training = config.arm_settings.get("meta_updates") == "training"
+        self._held_out = splits.train if training else splits.meta_validation
         # The paper's validation loader keeps the order of its data.
-        examples = len(splits.meta_validation)
+        examples = len(self._held_out)
         self._order_validation = BatchOrder(
             examples,
             config.batch_size,
@@ -101,7 +104,7 @@ class Trainer:
         optimizer, settings = self.optimizer, self.config.arm_settings
         if not isinstance(optimizer, MetaAdamW):
             return False
-        if settings["meta_updates"] == "library" or settings["meta"]["mode"] != "lookahead":
+        if settings["meta_updates"] != "paper" or settings["meta"]["mode"] != "lookahead":
             return optimizer.meta_update_due
         epoch, batch = divmod(self.step - 1, self.config.steps_per_epoch)
         return epoch >= 1 and (batch + 1) % settings["meta"]["every"] == 0
@@ -120,7 +123,7 @@ class Trainer:
                 self._loss,
                 self._batch(self._order1[n], "augmentation of batch1", n),
                 self._batch(self._order2[n], "augmentation of batch2", n),
-                self.task.splits.meta_validation[self._order_validation[n]],
+                self._held_out[self._order_validation[n]],
             )
         self.meta_updates += 1
         return update
