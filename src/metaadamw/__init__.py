@@ -7,7 +7,7 @@ from metaadamw.groups import fine_grained_groups, group_table
 from metaadamw.meta_update import MetaUpdate
 from metaadamw.modulator import Modulation
 from metaadamw.optimizer import MetaAdamW
-from metaadamw.presets import paper_preset, windows_preset
+from metaadamw.presets import online_preset, paper_preset, windows_preset
 from metaadamw.recording import Recorder
 from metaadamw.replay import Schedule
 from metaadamw.uncertainty import PriorityUncertaintyWeighting
@@ -27,6 +27,7 @@ __all__ = [
     "carried_factors",
     "fine_grained_groups",
     "group_table",
+    "online_preset",
     "paper_preset",
     "windows_preset",
 ]

@@ -7,7 +7,7 @@ from typing import Any
 from metaadamw.carried import carried_factors
 from metaadamw.config import AS_RUN, MetaConfig, ModulatorConfig, check_choice
 
-__all__ = ["paper_preset", "windows_preset"]
+__all__ = ["online_preset", "paper_preset", "windows_preset"]
 
 _TABLE_4: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "etth1": (
@@ -72,6 +72,38 @@ def paper_preset(task: str, *, as_run: bool = False) -> tuple[ModulatorConfig, M
     # Central differences: on these models they take less time and a fraction of the memory.
     meta = {"hvp": "finite_difference", **meta}
     return ModulatorConfig(init="xavier", **modulator), MetaConfig(**meta)
+
+
+def online_preset(*, mean_preserving: bool = False) -> tuple[ModulatorConfig, MetaConfig]:
+    """Online mode as the evidence has it: a factor for each group, without the Transformer.
+
+    Factors start at 1 and stay within e^±4. Every fourth step they learn, inside ``step()``, from
+    the training gradient at hand: Adam moves their logarithms by up to 0.04. No further copies of
+    the parameters.
+
+    Args:
+        mean_preserving: for a learning rate with a schedule of your own: their geometric mean stays
+            1, and each stays within e^±8.
+
+    Returns:
+        The two configurations, to be given to ``MetaAdamW(..., modulator=, meta=)``.
+
+    Example:
+        >>> modulator, meta = online_preset()
+        >>> modulator.layers, modulator.update_every, meta.mode
+        (0, 4, 'online')
+
+    Source: ``docs/evidence.md`` says how it was chosen and what it is worth.
+    """
+    modulator = ModulatorConfig(
+        features="scale_free",
+        layers=0,
+        scale="log",
+        alpha_range=4.0,
+        mean_preserving=mean_preserving,
+        update_every=4,
+    )
+    return modulator, MetaConfig(mode="online", optimizer="adam", lr=0.04)
 
 
 def windows_preset(

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from metaadamw import MetaConfig, ModulatorConfig, windows_preset
+from metaadamw import MetaConfig, ModulatorConfig, online_preset, windows_preset
 from metaadamw.bench import arm_settings, optimizers
 from metaadamw.bench.arm import Arm
 from metaadamw.bench.arm_settings import DECAY_PER_STEP, TUNING_GRID, TUNING_SEED
@@ -18,14 +18,14 @@ from metaadamw.bench.replay import Part
 __all__ = ["ARMS", "TUNING_GRID", "TUNING_SEED", "get_arm"]
 
 
-def _windows(
+def _preset(
     name: str,
     title: str,
     description: str,
     preset: tuple[ModulatorConfig, MetaConfig],
     build: Callable[[nn.Module, RunConfig], Stepper] = optimizers.metaadamw,
 ) -> Arm:
-    """An arm in windows."""
+    """An arm with one of the library's presets."""
     return Arm(
         name=name,
         title=title,
@@ -182,7 +182,21 @@ ARMS = {
             settings=arm_settings.library(ModulatorConfig(), MetaConfig(mode="online")),
             modulated=True,
         ),
-        _windows(
+        _preset(
+            "metaadamw-factors",
+            "MetaAdamW, factors",
+            "online_preset: a factor for each group, no attention, moved by Adam every 4th step; "
+            f"a step decays the parameters by {DECAY_PER_STEP:g}",
+            online_preset(),
+        ),
+        _preset(
+            "metaadamw-factors-cosine",
+            "MetaAdamW, factors, cosine",
+            "metaadamw-factors, their geometric mean staying 1, along half a cosine to zero",
+            online_preset(mean_preserving=True),
+            optimizers.metaadamw_cosine,
+        ),
+        _preset(
             "metaadamw-slow-mean",
             "MetaAdamW, windows",
             "windows_preset: online with a horizon that grows with the run, from 75 steps to a "
@@ -191,14 +205,14 @@ ARMS = {
             f"a step decays the parameters by {DECAY_PER_STEP:g}",
             windows_preset(),
         ),
-        _windows(
+        _preset(
             "metaadamw-slow-mean-cosine",
             "MetaAdamW, windows, cosine",
             "metaadamw-slow-mean, its learning rate falling to zero along half a cosine",
             windows_preset(),
             optimizers.metaadamw_cosine,
         ),
-        _windows(
+        _preset(
             "metaadamw-slow-mean-attention",
             "MetaAdamW, windows, attention",
             "metaadamw-slow-mean with the modulator, one layer, in place of a factor for each "
@@ -226,7 +240,7 @@ ARMS = {
             modulated=True,
             decay_per_step=DECAY_PER_STEP,
         ),
-        _windows(
+        _preset(
             "metaadamw-scalars",
             "MetaAdamW, first windows",
             "metaadamw-slow-mean as it was before: every factor goes its own way, from "
@@ -234,14 +248,14 @@ ARMS = {
             arm_settings.first_preset(),
             optimizers.first_windows,
         ),
-        _windows(
+        _preset(
             "metaadamw-scalars-cosine",
             "MetaAdamW, first windows, cosine",
             "metaadamw-scalars, its learning rate falling to zero along half a cosine",
             arm_settings.first_preset(),
             optimizers.first_windows_cosine,
         ),
-        _windows(
+        _preset(
             "metaadamw-window",
             "MetaAdamW, first windows, attention",
             "metaadamw-scalars with the modulator, one layer, in place of a factor for each "
@@ -249,13 +263,13 @@ ARMS = {
             arm_settings.first_preset(layers=1),
             optimizers.first_windows,
         ),
-        _windows(
+        _preset(
             "metaadamw-redistribution",
             "MetaAdamW, redistribution",
             "metaadamw-slow-mean with factors whose geometric mean over the groups stays 1",
             windows_preset(mean_preserving=True),
         ),
-        _windows(
+        _preset(
             "metaadamw-redistribution-cosine",
             "MetaAdamW, redistribution, cosine",
             "metaadamw-redistribution, its learning rate falling to zero along half a cosine",
