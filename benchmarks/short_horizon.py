@@ -6,8 +6,8 @@ The loss is ½ Σ hᵢ θᵢ², its gradients carry noise of variance hᵢ.
    steps and what a signal says in the second half: the cosine of one step with the next gradient,
    and that of two windows of K steps (``metaadamw.window``). A good signal changes its sign at the
    best rate.
-2. ``MetaAdamW`` in windows, five groups, runs at base learning rates over two orders of magnitude,
-   beside Adam with the best constant rate and with the best linear decay to zero.
+2. ``MetaAdamW`` in windows, and learning every fourth step, five groups, runs at base learning
+   rates over two orders of magnitude, beside Adam with the best constant rate and with the best linear decay to zero.
 
     python -m benchmarks.short_horizon
 
@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metaadamw import MetaAdamW, MetaConfig, ModulatorConfig, windows_preset
+from metaadamw import MetaAdamW, MetaConfig, ModulatorConfig, online_preset, windows_preset
 
 ROOT = Path(__file__).parents[1]
 RATES = [10 ** (-3.5 + i / 6) for i in range(16)]
@@ -138,15 +138,16 @@ def best_adam(rates: list[float], steps: int, factor: Callable[[int], float]) ->
 
 
 def presets() -> dict[str, tuple[ModulatorConfig, MetaConfig]]:
-    """``windows_preset``, and the same with every factor going its own way."""
+    """``windows_preset``, the same with every factor going its own way, and ``online_preset``."""
     modulator, meta = windows_preset()
     return {
         "windows": (modulator, meta),
         "windows, mean_speed 1": (modulator, replace(meta, mean_speed=1.0)),
+        "every fourth step": online_preset(),
     }
 
 
-def in_windows(
+def of_preset(
     preset: tuple[ModulatorConfig, MetaConfig], base: float, steps: int, seed: int
 ) -> float:
     """The final loss of MetaAdamW with a factor for each of the groups."""
@@ -189,7 +190,7 @@ def runs() -> dict[str, Any]:
             "best linear decay": best_adam(rates, steps, lambda t, total=steps: 1 - t / total),
         } | {
             f"{name}, by base rate": {
-                f"{base:g}": repeated(partial(in_windows, preset, base, steps)) for base in BASES
+                f"{base:g}": repeated(partial(of_preset, preset, base, steps)) for base in BASES
             }
             for name, preset in presets().items()
         }
