@@ -6,8 +6,9 @@ The loss is ½ Σ hᵢ θᵢ², its gradients carry noise of variance hᵢ.
    steps and what a signal says in the second half: the cosine of one step with the next gradient,
    and that of two windows of K steps (``metaadamw.window``). A good signal changes its sign at the
    best rate.
-2. ``MetaAdamW`` in windows, and learning every fourth step, five groups, runs at base learning
-   rates over two orders of magnitude, beside Adam with the best constant rate and with the best linear decay to zero.
+2. ``MetaAdamW``, five groups, in windows and learning every fourth step, runs at base learning
+   rates over two orders of magnitude, beside Adam with the best constant rate and with the best
+   linear decay to zero.
 
     python -m benchmarks.short_horizon
 
