@@ -34,6 +34,7 @@ SCHEDULED = "metaadamw-redistribution-cosine"
 # What a reader compares first stands first; other arms follow by name.
 _FIRST = (
     *(OURS, f"{OURS}-cosine", f"{OURS}-attention", "metaadamw-carried"),
+    *("metaadamw-factors", "metaadamw-factors-cosine"),
     *("metaadamw-redistribution", SCHEDULED),
     *("metaadamw-scalars", "metaadamw-scalars-cosine", "metaadamw-window"),
     *("metaadamw", "metaadamw-online", "metaadamw-paper"),
