@@ -38,6 +38,9 @@ _TABLE_4: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
 }
 
+# Of our own presets.
+_LOG_FACTORS: dict[str, Any] = {"features": "scale_free", "scale": "log", "alpha_range": 4.0}
+
 
 def paper_preset(task: str, *, as_run: bool = False) -> tuple[ModulatorConfig, MetaConfig]:
     r"""The modulator and meta-learning configuration of a task of the paper (Tables 1 and 4).
@@ -75,11 +78,12 @@ def paper_preset(task: str, *, as_run: bool = False) -> tuple[ModulatorConfig, M
 
 
 def online_preset(*, mean_preserving: bool = False) -> tuple[ModulatorConfig, MetaConfig]:
-    """Online mode as the evidence has it: a factor for each group, without the Transformer.
+    """Online mode for short runs: a factor for each group, without the Transformer.
 
     Factors start at 1 and stay within e^±4. Every fourth step they learn, inside ``step()``, from
-    the training gradient at hand: Adam moves their logarithms by up to 0.04. No further copies of
-    the parameters.
+    the training gradient at hand: Adam moves their logarithms by about 0.04 at most. No further
+    copies of the parameters. For short runs: what it learns from is the next step alone, and in a
+    long run it turns all learning rates down too early.
 
     Args:
         mean_preserving: for a learning rate with a schedule of your own: their geometric mean stays
@@ -96,12 +100,7 @@ def online_preset(*, mean_preserving: bool = False) -> tuple[ModulatorConfig, Me
     Source: ``docs/evidence.md`` says how it was chosen and what it is worth.
     """
     modulator = ModulatorConfig(
-        features="scale_free",
-        layers=0,
-        scale="log",
-        alpha_range=4.0,
-        mean_preserving=mean_preserving,
-        update_every=4,
+        **_LOG_FACTORS, layers=0, mean_preserving=mean_preserving, update_every=4
     )
     return modulator, MetaConfig(mode="online", optimizer="adam", lr=0.04)
 
@@ -137,10 +136,8 @@ def windows_preset(
     Source: ``docs/evidence.md`` says how it was chosen and what it is worth.
     """
     modulator = ModulatorConfig(
-        features="scale_free",
+        **_LOG_FACTORS,
         layers=layers,
-        scale="log",
-        alpha_range=4.0,
         mean_preserving=mean_preserving,
         alpha_start=carried_factors() if carried else 1.0,
     )
