@@ -1,7 +1,13 @@
-"""``online_preset``: a factor for each group, against the whole of it written out."""
+"""``online_preset``: a factor for each group, against the whole of it written out.
+
+At every fourth step Adam moves the factors by what the gradient says of the last step; where a
+window ends, they also move by the cosine of what its gradients add up to and where the window
+before has gone.
+"""
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 from dataclasses import replace
@@ -11,9 +17,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metaadamw import MetaAdamW, online_preset
+from metaadamw import MetaAdamW, MetaConfig, online_preset
+from metaadamw.gauss_newton import DAMPING
+from tests.reference.window import boundaries
 
 LR, BETAS, EPS, DECAY, STEPS = 0.05, (0.9, 0.999), 1e-8, 0.1, 41
+WINDOW, GAIN = 6, 2.0
 SHAPES = [[(4, 3), (5,)], [(7,)], [(2, 2)], [()]]
 RANGES = 4.0, 1.0  # of log α and of log β
 
@@ -55,6 +64,41 @@ class Plain:
         self.first, self.second = torch.zeros_like(self.raw), torch.zeros_like(self.raw)
         self.updates = 0
         self.before: list[tuple[Tensor, Tensor]] = []
+        self.starts: list[Tensor] = []
+        self.displacements: list[Tensor] = []
+        self.windows = 0
+
+    def landings(self, t: int) -> list[Tensor]:
+        """Where momentum alone would carry the groups after t steps."""
+        if not t:
+            return [flat(theta) for theta in self.theta]
+        found = []
+        for g, alpha in enumerate(self.factors(self.raw)[:, 0]):
+            m_hat, v_hat = flat(self.m[g]) / (1 - BETAS[0] ** t), self.second_moment(g, t)
+            ahead = BETAS[0] / (1 - BETAS[0]) * m_hat / (v_hat.sqrt() + EPS)
+            found.append(flat(self.theta[g]) - LR * alpha * ahead)
+        return found
+
+    def second_moment(self, g: int, t: int) -> Tensor:
+        return flat(self.v[g]) / (1 - BETAS[1] ** t)
+
+    def judge(self, t: int, length: int, rates: Tensor, decays: Tensor) -> Tensor:
+        """What a window of this length, ended after t steps, says of the one before, [G]."""
+        moved = [a - b for a, b in zip(self.landings(t), self.starts, strict=True)]
+        cosines = torch.zeros(len(moved), dtype=torch.float64)
+        for g, before in enumerate(self.displacements):
+            decay = rates[g] * length * decays[g] * flat(self.theta[g])
+            root = self.second_moment(g, t).sqrt() + EPS
+            cosines[g] = cosine(-(moved[g] + decay) * root, before)
+        self.displacements = moved
+        return cosines
+
+    def end_window(self, cosines: Tensor) -> None:
+        """One group's raw output moves with its own cosine, damped."""
+        raw = self.raw.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(cosines @ self.factors(raw)[:, 0].log(), raw)
+        self.windows += bool(slope.any())
+        self.raw = self.raw - GAIN * slope / (1 + DAMPING)
 
     def factors(self, raw: Tensor) -> Tensor:
         """Of all groups, [G, 2]: α, β."""
@@ -102,21 +146,34 @@ class Plain:
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("mean_preserving", [False, True])
 @pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("window", [1, WINDOW])
 def test_factors_and_parameters_are_those_of_the_plain_form(
-    seed: int, mean_preserving: bool, fused: bool
+    seed: int, mean_preserving: bool, fused: bool, window: int
 ) -> None:
-    """Ten updates. A cosine is recovered to 1e-13, and Adam divides it by its own size: 1e-9."""
+    """A cosine is recovered to 1e-13, and Adam divides it by its own size: 1e-9."""
     plain = Plain(seed, mean_preserving=mean_preserving)
     params = [[nn.Parameter(p) for p in group] for group in parts(seed)]
-    modulator, meta = online_preset(mean_preserving=mean_preserving)
+    modulator, meta = online_preset(window=window, mean_preserving=mean_preserving)
+    rate = meta.consecutive_lr or meta.lr
     options: dict[str, Any] = {"lr": LR, "betas": BETAS, "eps": EPS, "weight_decay": DECAY}
     groups = [{"params": group} for group in params]
     optimizer = MetaAdamW(groups, modulator=modulator, meta=meta, fused=fused, **options)
-    assert meta.lr is not None
+    assert rate is not None
+    begins = boundaries(STEPS, window) if window > 1 else []
     for step in range(STEPS):
         grads = gradient(plain.theta, step)
+        cosines = None
+        if step in begins[1:]:
+            alpha, beta = plain.factors(plain.raw).unbind(1)
+            cosines = plain.judge(
+                step, step - max(b for b in begins if b < step), LR * alpha, DECAY * beta
+            )
         if step and step % modulator.update_every == 0:
-            plain.learn(grads, meta.weight_decay, meta.lr)
+            plain.learn(grads, meta.weight_decay, rate)
+        if cosines is not None:
+            plain.end_window(cosines)
+        if step in begins:
+            plain.starts = plain.landings(step)
         plain.step(step + 1, grads)
         for param, grad in zip(itertools.chain(*params), itertools.chain(*grads), strict=True):
             param.grad = grad.clone()
@@ -127,20 +184,94 @@ def test_factors_and_parameters_are_those_of_the_plain_form(
         for p, q in zip(itertools.chain(*params), itertools.chain(*plain.theta), strict=True):
             torch.testing.assert_close(p.detach(), q, rtol=1e-9, atol=1e-12)
     assert plain.updates == 10
+    assert plain.windows == max(len(begins) - 2, 0)
     assert alpha.log().abs().max() > 0.05
 
 
-def test_it_is_adamw_until_it_has_learned() -> None:
-    modulator, meta = online_preset()
+@pytest.mark.parametrize("window", [1, WINDOW])
+def test_it_is_adamw_until_it_has_learned(window: int) -> None:
+    modulator, meta = online_preset(window=window)
+    # Too small for α to differ from 1; 0 would turn learning from single steps off.
+    meta = replace(meta, lr=0.0, consecutive_lr=0.0 if window == 1 else 1e-30)
     ours, theirs = ([nn.Parameter(p) for p in itertools.chain(*parts(0))] for _ in range(2))
-    optimizer = MetaAdamW(ours, lr=LR, modulator=modulator, meta=replace(meta, lr=0.0))
+    optimizer = MetaAdamW(ours, lr=LR, modulator=modulator, meta=meta)
     adamw = torch.optim.AdamW(theirs, lr=LR, weight_decay=1e-2)
-    for step in range(12):
+    for step in range(25):
         for p, q, noise in zip(ours, theirs, itertools.chain(*parts(step)), strict=True):
             p.grad, q.grad = noise.clone(), noise.clone()
         optimizer.step()
         adamw.step()
     assert all(torch.equal(p, q) for p, q in zip(ours, theirs, strict=True))
+    assert optimizer.metrics()["meta/applied"] == 6 + (
+        len(boundaries(25, window)) if window > 1 else 0
+    )
+
+
+def train(optimizer: MetaAdamW, steps: range) -> None:
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    for step in steps:
+        for param, noise in zip(params, itertools.chain(*parts(step)), strict=True):
+            param.grad = param.detach() + noise
+        optimizer.step()
+
+
+def optimizer_of(params: list[list[nn.Parameter]], window: int) -> MetaAdamW:
+    modulator, meta = online_preset(window=window)
+    groups = [{"params": group, "name": f"group {g}"} for g, group in enumerate(params)]
+    return MetaAdamW(groups, lr=LR, modulator=modulator, meta=meta)
+
+
+@pytest.mark.parametrize("window", [1, WINDOW])
+@pytest.mark.parametrize("stop", [0, 5, 6, 8, 12, 17])
+def test_a_resumed_run_is_the_run_that_never_stopped(window: int, stop: int) -> None:
+    """Within a window and between two, where both learn and where none does."""
+    params = [[nn.Parameter(p) for p in group] for group in parts(0)]
+    whole = optimizer_of(params, window)
+    train(whole, range(stop))
+    copies = [[nn.Parameter(p.detach().clone()) for p in group] for group in params]
+    buffer = io.BytesIO()
+    torch.save(whole.state_dict(), buffer)
+    buffer.seek(0)
+    resumed = optimizer_of(copies, window)
+    resumed.load_state_dict(torch.load(buffer, weights_only=True))
+    for optimizer in (whole, resumed):
+        train(optimizer, range(stop, 40))
+    for p, q in zip(itertools.chain(*params), itertools.chain(*copies), strict=True):
+        assert torch.equal(p, q)
+    assert torch.equal(whole.modulation.alpha, resumed.modulation.alpha)
+
+
+def test_windows_do_not_load_into_an_optimizer_that_learns_from_single_steps_too() -> None:
+    params = [[nn.Parameter(p) for p in group] for group in parts(0)]
+    modulator, meta = online_preset()
+    groups = [{"params": group, "name": f"group {g}"} for g, group in enumerate(params)]
+    windows = MetaAdamW(groups, modulator=modulator, meta=replace(meta, consecutive_lr=0.0))
+    with pytest.raises(ValueError, match="must have the key 'consecutive_optimizer'"):
+        optimizer_of(params, WINDOW).load_state_dict(windows.state_dict())
+
+
+def test_what_single_steps_have_taught_goes_with_a_groups_name() -> None:
+    """Adam's moments of a factor too: the groups change places, and nothing else changes."""
+    found = []
+    for order in ([0, 1, 2, 3], [2, 0, 3, 1]):
+        params = [[nn.Parameter(p) for p in group] for group in parts(0)]
+        optimizer = optimizer_of(params, WINDOW)
+        train(optimizer, range(9))
+        optimizer.param_groups[:] = [optimizer.param_groups[i] for i in order]
+        for step in range(9, 40):
+            for group, noises in zip(params, parts(step), strict=True):
+                for param, noise in zip(group, noises, strict=True):
+                    param.grad = param.detach() + noise
+            optimizer.step()
+        found.append([optimizer.modulation.alpha[order.index(g)] for g in range(4)])
+    torch.testing.assert_close(*found, rtol=1e-12, atol=0)
+
+
+def test_single_steps_have_a_rate_of_their_own_only_within_windows() -> None:
+    with pytest.raises(ValueError, match="consecutive_lr must be 0 without a window"):
+        MetaConfig(mode="online", consecutive_lr=0.1)
+    with pytest.raises(ValueError, match=r"consecutive_lr must be in \[0.0, inf\)"):
+        MetaConfig(mode="online", window=75, consecutive_lr=-0.1)
 
 
 def test_a_rate_far_too_low_rises_and_one_far_too_high_falls() -> None:

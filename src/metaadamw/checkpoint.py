@@ -159,7 +159,9 @@ def check_fits(saved: Any, own: Mapping[str, Any]) -> None:
     for key in ("steps", "last_meta_step"):
         if not isinstance(saved[key], int) or saved[key] < 0:
             raise ValueError(f"checkpoint: {key} must be a count, got {saved[key]!r}")
-    _check_meta_optimizer(saved, own)
+    for key in ("meta_optimizer", "consecutive_optimizer"):
+        if key in own:
+            _check_meta_optimizer(key, saved, own)
 
 
 POSITION = ("held_features", "modulation", "last_step")
@@ -197,14 +199,14 @@ def _check_like(where: str, saved: Any, own: Any) -> None:
             _check_like(f"{where}[{i}]", theirs, ours)
 
 
-def _check_meta_optimizer(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    state = saved["meta_optimizer"]
-    if state == {}:  # SGD
+def _check_meta_optimizer(key: str, saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    state = saved[key]
+    if state == {}:  # not Adam
         return
     shapes = [*own["modulator"].values(), own["raw_log_variances"]]
     moments = [t for t in shapes if t.is_floating_point()]
     count = torch.empty((), device="cpu")
-    _check_like("meta_optimizer", state, {"step": count, "exp_avg": moments, "exp_avg_sq": moments})
+    _check_like(key, state, {"step": count, "exp_avg": moments, "exp_avg_sq": moments})
 
 
 def adapt_param_groups(

@@ -123,7 +123,8 @@ class ModulatorConfig:
         init: "identity" (output layer zero: α = β = 1 until something was learned) or "xavier"
             (paper).
         update_every: steps between two refreshes of α and β; they are held in between, and mode
-            "online" learns at refreshes only. Without effect in windows, which hold them anyway.
+            "online" learns at refreshes only. Windows hold them anyway, and only what
+            ``MetaConfig.consecutive_lr`` asks for learns within one.
 
     Raises:
         ValueError: a value out of range.
@@ -235,6 +236,9 @@ class MetaConfig:
             parameters, and should be well above :math:`1/(1-\beta_1)`: 75 is a good choice.
         mean_speed: with a window: how far the mean of all groups' log factors follows its part of
             the signal, from 0 to 1; the differences between groups follow theirs in full.
+        consecutive_lr: with a window: the learning rate of an Adam that also moves the modulator
+            within windows, at every ``update_every``-th step, by what consecutive steps say; 0
+            leaves it to the windows. Without one, ``optimizer`` and ``lr`` are about these steps.
         optimizer: what moves the modulator; "sgd" (paper), "adam", or "gauss_newton" (ours, mode
             "online"): about the smallest change of the modulator that moves its raw outputs by
             ``lr`` times the signal's gradient with respect to them. None: "sgd" in mode
@@ -276,6 +280,7 @@ class MetaConfig:
     warmup_steps: int = 0
     window: int = 1
     mean_speed: float = 1.0
+    consecutive_lr: float = 0.0
     optimizer: Literal["sgd", "adam", "gauss_newton"] | None = None
     lr: float | None = None
     weight_decay: float = 1e-4
@@ -304,6 +309,12 @@ class MetaConfig:
         check_number("mean_speed", self.mean_speed, 0.0, 1.0)
         if self.window == 1 and self.mean_speed != 1:
             raise ValueError(f"mean_speed must be 1 without a window, got {self.mean_speed!r}")
+        check_number("consecutive_lr", self.consecutive_lr, 0.0)
+        if self.window == 1 and self.consecutive_lr:
+            raise ValueError(
+                "consecutive_lr must be 0 without a window, where lr is that of consecutive steps, "
+                f"got {self.consecutive_lr!r}"
+            )
         if self.optimizer is None:
             online = "adam" if self.window == 1 else "gauss_newton"
             object.__setattr__(self, "optimizer", online if self.mode == "online" else "sgd")

@@ -35,6 +35,9 @@ def learned_state(learner: Learner, param_groups: Sequence[Mapping[str, Any]]) -
         "applied": learner.applied.clone(),
         "skipped": learner.skipped.clone(),
     }
+    if learner.meta.consecutive_lr:
+        optimizer = learner.consecutive_optimizer
+        state["consecutive_optimizer"] = optimizer.state_dict(learner.learned)
     # Distributed checkpointing fills the tensors it is shown, so a fresh optimizer shows all.
     layout = learner.layout
     matrix, row = layout.zero.expand(len(layout.sizes), len(learner.table)), layout.numel * 0
@@ -68,6 +71,10 @@ def restore(learner: Learner, state: Mapping[str, Any]) -> None:
     with torch.no_grad():
         learner.weighting.raw_log_variances.copy_(state["raw_log_variances"])
     learner.optimizer.load_state_dict(state["meta_optimizer"], learner.learned)
+    if learner.meta.consecutive_lr:
+        learner.consecutive_optimizer.load_state_dict(
+            state["consecutive_optimizer"], learner.learned
+        )
     learner.steps = state["steps"]
     learner.device_steps.fill_(learner.steps)
     learner.last_meta_step = state["last_meta_step"]

@@ -29,7 +29,7 @@ from metaadamw.known import Known, can_know
 from metaadamw.layout import Layout, Pair
 from metaadamw.learned_state import learned_state, restore
 from metaadamw.lookahead import TERMS
-from metaadamw.meta_optimizer import MetaOptimizer
+from metaadamw.meta_optimizer import Kind, MetaOptimizer
 from metaadamw.meta_update import MetaUpdate, TokensOf, check_batches, meta_gradient
 from metaadamw.modulator import BaseModulator, Modulation, Modulator
 from metaadamw.online import ONLINE_PRODUCTS, modulator_gradient, online_signal
@@ -101,9 +101,8 @@ class Learner:
         self.weighting = PriorityUncertaintyWeighting(
             meta.priorities, bound=meta.log_variance_bound, device=device, dtype=dtype
         )
-        # Gauss–Newton is another gradient for the same step.
-        kind: Literal["sgd", "adam"] = "adam" if meta.optimizer == "adam" else "sgd"
-        self.optimizer = MetaOptimizer(kind, cast(float, meta.lr))
+        self.optimizer = MetaOptimizer(cast(Kind, meta.optimizer), cast(float, meta.lr))
+        self.consecutive_optimizer = MetaOptimizer("adam", meta.consecutive_lr)
         self.hvp: Literal["auto"] | HessianProduct = meta.hvp
         self.steps = 0
         self.device_steps = torch.zeros((), device=device, dtype=torch.float32)
@@ -135,9 +134,14 @@ class Learner:
     @property
     def refreshes(self) -> bool:
         """Whether α and β are made anew before the step to come."""
-        if self.meta.window == 1:
-            return self.steps % self.config.update_every == 0
-        return self._at_window
+        held = self.meta.window > 1 and not self.meta.consecutive_lr
+        return self._at_window or not (held or self.steps % self.config.update_every)
+
+    @property
+    def _compares(self) -> bool:
+        """Whether steps are compared with the gradients right after them."""
+        alone = self.meta.window == 1
+        return self.meta.mode == "online" and (alone or self.meta.consecutive_lr > 0)
 
     @property
     def asks_for_squares(self) -> bool:
@@ -207,7 +211,8 @@ class Learner:
         elif self.modulation is None or self.refreshes:
             columns, pairs = tensor_columns(tokens), self.products
             learns = self.meta.mode == "online" and self.steps >= self.meta.warmup_steps
-            windows = None
+            on_beat = self.steps % self.config.update_every == 0
+            last, windows = self.last if learns and on_beat else None, None
             # A group has just been added: at which rates the last steps went is not known any more,
             # so their window goes on to the end of the next.
             if self._at_window and (self.modulation is not None or not self.steps):
@@ -215,25 +220,22 @@ class Learner:
                     tokens, eps_inside_sqrt=self.eps_inside_sqrt, capturable=self.capturable
                 )
                 columns |= windows.end(*self._rates(tokens))
-                pairs = list(dict.fromkeys([*pairs, *WINDOW_PRODUCTS]))
-            elif learns and self.last is not None:
+                pairs = [*pairs, *WINDOW_PRODUCTS]
+            if last is not None:
                 columns["direction"] = LastDirections(
-                    tokens,
-                    self.last,
-                    eps_inside_sqrt=self.eps_inside_sqrt,
-                    capturable=self.capturable,
+                    tokens, last, eps_inside_sqrt=self.eps_inside_sqrt, capturable=self.capturable
                 )
-                pairs = list(dict.fromkeys([*pairs, *ONLINE_PRODUCTS]))
-            products = self.known.products(self.layout, columns, pairs)
+                pairs = [*pairs, *ONLINE_PRODUCTS]
+            products = self.known.products(self.layout, columns, list(dict.fromkeys(pairs)))
             ok: bool | Tensor = True
-            if learns and windows is None and self.last is not None:
-                signals = online_signal(products, self.last, self.layout)
-                ok = self._learn(self.last.features, *signals)
+            if last is not None:
+                by = self.optimizer if self.meta.window == 1 else self.consecutive_optimizer
+                ok = self._learn(by, last.features, *online_signal(products, last, self.layout))
             features, finite = self._finite(self._features(products))
             self.features = self._kept(self.features, features)
             if learns and windows is not None:
                 signal = window_signal(products, self.layout, self.meta.mean_speed)
-                ok = self._learn(self.features, signal, torch.zeros_like(signal))
+                ok &= self._learn(self.optimizer, self.features, signal, torch.zeros_like(signal))
             self._count_skipped(finite, ok)
             factors: Modulation = self.modulator(self.features)
             old = self.modulation or (None,) * len(factors)
@@ -277,16 +279,16 @@ class Learner:
         elif not (finite and learned):
             self.skipped += 1
 
-    def _learn(self, features: Tensor, *signals: Tensor) -> bool | Tensor:
+    def _learn(self, by: MetaOptimizer, features: Tensor, *signals: Tensor) -> bool | Tensor:
         """One update from what the gradient said of α and β, each [G]; whether all was finite."""
         learned = self.learned
-        if self.meta.optimizer == "gauss_newton":
+        if by.kind == "gauss_newton":
             gradient = gauss_newton_gradient(self.modulator, features, signals, learned)
         else:
             penalties = self.meta.weight_decay, self.gate_sparsity
             done = None
             if self.on_host:
-                done = learn(self.modulator, self.optimizer, learned, features, signals, *penalties)
+                done = learn(self.modulator, by, learned, features, signals, *penalties)
             if done is not None:
                 self.applied += done
                 return done
@@ -294,7 +296,7 @@ class Learner:
         # One flag on the device: asking the host here would stall an accelerator at every step.
         largest = torch._foreach_norm([*signals, *gradient], float("inf"))
         ok = torch.isfinite(torch.stack(largest)).all()
-        self.optimizer.step(learned, gradient, ok)
+        by.step(learned, gradient, ok)
         self.applied += ok
         return ok
 
@@ -310,7 +312,7 @@ class Learner:
         self.steps += 1
         if self.capturable:
             self.device_steps += 1
-        if self.meta.mode == "online" and self.meta.window == 1 and self.features is not None:
+        if self._compares and self.features is not None:
             moved = tuple(g is not None for token in tokens for g in token.grads)
             hyperparameters = tuple((*t.group["betas"], t.group["eps"]) for t in tokens)
             old = self.last or (None, None, None)

@@ -8,7 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-__all__ = ["MetaOptimizer"]
+__all__ = ["Kind", "MetaOptimizer"]
+
+Kind = Literal["sgd", "adam", "gauss_newton"]
 
 BETAS, EPS = (0.9, 0.999), 1e-8
 
@@ -17,14 +19,15 @@ class MetaOptimizer:
     r"""Moves the modulator's parameters φ and the log-variances.
 
     "sgd": :math:`\phi \leftarrow \phi - \eta_{meta}\nabla\phi`. "adam": Adam with betas (0.9,
-    0.999), no decay.
+    0.999), no decay. "gauss_newton": the same step as "sgd", along another gradient
+    (``gauss_newton.py``).
 
     Args:
-        kind: "sgd" or "adam".
+        kind: "sgd", "adam" or "gauss_newton".
         lr: :math:`\eta_{meta}`.
     """
 
-    def __init__(self, kind: Literal["sgd", "adam"], lr: float) -> None:
+    def __init__(self, kind: Kind, lr: float) -> None:
         self.kind, self.lr = kind, lr
         self.step_count: Tensor | None = None
         self.exp_avgs: list[Tensor] = []
@@ -50,7 +53,7 @@ class MetaOptimizer:
         """One update in place if ``ok``, a boolean scalar on the device; nothing at all if not."""
         params = list(params)
         grads = [g.contiguous() for g in grads]  # the fused kernel does not look at strides
-        if self.kind == "sgd":
+        if self.kind != "adam":
             torch._foreach_add_(params, [torch.where(ok, g, 0.0) for g in grads], alpha=-self.lr)
             return
         exp_avgs, exp_avg_sqs, step_count = self.prepared(params)
@@ -75,8 +78,8 @@ class MetaOptimizer:
         )
 
     def state_dict(self, params: Sequence[Tensor]) -> dict[str, Any]:
-        """Step count and moments, plain tensors; empty for SGD."""
-        if self.kind == "sgd":
+        """Step count and moments, plain tensors; empty but for Adam."""
+        if self.kind != "adam":
             return {}
         exp_avgs, exp_avg_sqs, step_count = self.prepared(params)
         return {

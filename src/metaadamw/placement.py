@@ -53,7 +53,8 @@ def _follow(learner: Learner, param_groups: Sequence[Mapping[str, Any]]) -> None
         return
     learner.modulator.to(device, dtype)
     learner.weighting.to(device, dtype)
-    learner.optimizer.to(device, dtype)
+    for optimizer in (learner.optimizer, learner.consecutive_optimizer):
+        optimizer.to(device, dtype)
     learner.device_steps = learner.device_steps.to(device)
     learner.applied, learner.skipped = learner.applied.to(device), learner.skipped.to(device)
     if learner.features is not None:
@@ -72,8 +73,9 @@ def _regroup(learner: Learner, names: list[str]) -> None:
     before = [where.get(name) for name in names]
     learned = learner.learned
     learner.modulator.regroup(names, before)
-    for moments in (learner.optimizer.exp_avgs, learner.optimizer.exp_avg_sqs):
-        for i, moment in enumerate(moments):
-            if learner.learned[i] is not learned[i]:
-                moments[i] = rows_at(moment, before)
+    for optimizer in (learner.optimizer, learner.consecutive_optimizer):
+        for moments in (optimizer.exp_avgs, optimizer.exp_avg_sqs):
+            for i, moment in enumerate(moments):
+                if learner.learned[i] is not learned[i]:
+                    moments[i] = rows_at(moment, before)
     learner.names = names

@@ -40,6 +40,7 @@ _TABLE_4: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 # Of our own presets.
 _LOG_FACTORS: dict[str, Any] = {"features": "scale_free", "scale": "log", "alpha_range": 4.0}
+_CONSECUTIVE_LR = 0.04
 
 
 def paper_preset(task: str, *, as_run: bool = False) -> tuple[ModulatorConfig, MetaConfig]:
@@ -77,38 +78,48 @@ def paper_preset(task: str, *, as_run: bool = False) -> tuple[ModulatorConfig, M
     return ModulatorConfig(init="xavier", **modulator), MetaConfig(**meta)
 
 
-def online_preset(*, mean_preserving: bool = False) -> tuple[ModulatorConfig, MetaConfig]:
-    """Online mode for short runs: a factor for each group, without the Transformer.
+def online_preset(
+    *, window: int = 75, mean_preserving: bool = False
+) -> tuple[ModulatorConfig, MetaConfig]:
+    """Online mode as the evidence has it: a factor for each group, learned at two horizons.
 
-    Factors start at 1 and stay within e^±4. Every fourth step they learn, inside ``step()``, from
-    the training gradient at hand: Adam moves their logarithms by about 0.04 at most. No further
-    copies of the parameters. For short runs: what it learns from is the next step alone, and in a
-    long run it turns all learning rates down too early.
+    Factors start at 1 and stay within e^±4. They learn inside ``step()``, from the training
+    gradients alone: at every fourth step, from what the gradient at hand says of the last one, Adam
+    moves their logarithms by about 0.04 at most; at the end of a window, from where the last two
+    went, by at most 1.8. Windows grow with the run. What single steps tell is quick and mostly
+    noise; what windows tell is slow and sure. Two more copies of the parameters.
 
     Args:
+        window: steps of the first window; 1 learns from single steps alone, without the copies,
+            and is for runs of up to some thousand steps.
         mean_preserving: for a learning rate with a schedule of your own: their geometric mean stays
             1, and each stays within e^±8.
 
     Returns:
         The two configurations, to be given to ``MetaAdamW(..., modulator=, meta=)``.
 
+    Raises:
+        ValueError: a window below 1.
+
     Example:
         >>> modulator, meta = online_preset()
-        >>> modulator.layers, modulator.update_every, meta.mode
-        (0, 4, 'online')
+        >>> modulator.layers, modulator.update_every, meta.window
+        (0, 4, 75)
 
     Source: ``docs/evidence.md`` says how it was chosen and what it is worth.
     """
     modulator = ModulatorConfig(
         **_LOG_FACTORS, layers=0, mean_preserving=mean_preserving, update_every=4
     )
-    return modulator, MetaConfig(mode="online", optimizer="adam", lr=0.04)
+    if window == 1:
+        return modulator, MetaConfig(mode="online", optimizer="adam", lr=_CONSECUTIVE_LR)
+    return modulator, MetaConfig(mode="online", window=window, consecutive_lr=_CONSECUTIVE_LR)
 
 
 def windows_preset(
     *, layers: int = 0, mean_preserving: bool = False, carried: bool = False
 ) -> tuple[ModulatorConfig, MetaConfig]:
-    """Online mode as the evidence has it: windows that grow, a factor for each group.
+    """Online mode in windows alone, that grow: a factor for each group.
 
     Factors start at 1 and stay within e^±4; what they have in common moves at half the speed of
     their differences. Learns inside ``step()`` from the training gradients, every 75 steps and

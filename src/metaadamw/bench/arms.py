@@ -183,17 +183,31 @@ ARMS = {
             modulated=True,
         ),
         _preset(
-            "metaadamw-factors",
-            "MetaAdamW, factors",
-            "online_preset: a factor for each group, no attention, moved by Adam every 4th step; "
+            "metaadamw-two-horizons",
+            "MetaAdamW, two horizons",
+            "online_preset: a factor for each group, no attention, moved every 4th step by what "
+            "the gradient says of the last one, and by windows that grow with the run; "
             f"a step decays the parameters by {DECAY_PER_STEP:g}",
             online_preset(),
         ),
         _preset(
-            "metaadamw-factors-cosine",
-            "MetaAdamW, factors, cosine",
-            "metaadamw-factors, their geometric mean staying 1, along half a cosine to zero",
+            "metaadamw-two-horizons-cosine",
+            "MetaAdamW, two horizons, cosine",
+            "metaadamw-two-horizons, the factors' geometric mean staying 1, along half a cosine",
             online_preset(mean_preserving=True),
+            optimizers.metaadamw_cosine,
+        ),
+        _preset(
+            "metaadamw-factors",
+            "MetaAdamW, single steps",
+            "metaadamw-two-horizons without windows: every 4th step alone moves the factors",
+            online_preset(window=1),
+        ),
+        _preset(
+            "metaadamw-factors-cosine",
+            "MetaAdamW, single steps, cosine",
+            "metaadamw-factors, their geometric mean staying 1, along half a cosine to zero",
+            online_preset(window=1, mean_preserving=True),
             optimizers.metaadamw_cosine,
         ),
         _preset(

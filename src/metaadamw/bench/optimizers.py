@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from metaadamw import MetaAdamW, MetaConfig, ModulatorConfig, fine_grained_groups
 from metaadamw.bench.config import RunConfig
 from metaadamw.bench.replay import schedule
+from metaadamw.meta_optimizer import MetaOptimizer
 from metaadamw.window import GROWTH
 
 __all__ = [
@@ -157,11 +158,11 @@ def first_windows(model: nn.Module, config: RunConfig) -> MetaAdamW:
     learn, meta = learner._learn, learner.meta
     start = cast(float, learner.config.alpha_start)
 
-    def limited(features: Tensor, *signals: Tensor) -> bool | Tensor:
+    def limited(by: MetaOptimizer, features: Tensor, *signals: Tensor) -> bool | Tensor:
         lowest = lowest_log_alpha(start, learner.steps, meta.window)
         room = learner.last_modulation.alpha.log() - lowest
         highest = room / cast(float, meta.lr)
-        return learn(features, torch.minimum(signals[0], highest), *signals[1:])
+        return learn(by, features, torch.minimum(signals[0], highest), *signals[1:])
 
     learner._learn = limited  # type: ignore[method-assign]
     return optimizer
