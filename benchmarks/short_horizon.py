@@ -6,9 +6,9 @@ The loss is ½ Σ hᵢ θᵢ², its gradients carry noise of variance hᵢ.
    steps and what a signal says in the second half: the cosine of one step with the next gradient,
    and that of two windows of K steps (``metaadamw.window``). A good signal changes its sign at the
    best rate.
-2. ``MetaAdamW``, five groups, in windows and learning every fourth step, runs at base learning
-   rates over two orders of magnitude, beside Adam with the best constant rate and with the best
-   linear decay to zero.
+2. ``MetaAdamW``, five groups, learning in windows, from single steps and from both, runs at base
+   learning rates over two orders of magnitude, beside Adam with the best constant rate and with the
+   best linear decay to zero. Noted are the final loss and where the learning rates are by then.
 
     python -m benchmarks.short_horizon
 
@@ -139,19 +139,20 @@ def best_adam(rates: list[float], steps: int, factor: Callable[[int], float]) ->
 
 
 def presets() -> dict[str, tuple[ModulatorConfig, MetaConfig]]:
-    """``windows_preset``, the same with every factor going its own way, and ``online_preset``."""
+    """Windows, the same with every factor going its own way, single steps alone, and both."""
     modulator, meta = windows_preset()
     return {
         "windows": (modulator, meta),
         "windows, mean_speed 1": (modulator, replace(meta, mean_speed=1.0)),
-        "every fourth step": online_preset(),
+        "single steps": online_preset(window=1),
+        "two horizons": online_preset(),
     }
 
 
 def of_preset(
     preset: tuple[ModulatorConfig, MetaConfig], base: float, steps: int, seed: int
-) -> float:
-    """The final loss of MetaAdamW with a factor for each of the groups."""
+) -> tuple[float, float]:
+    """Final loss, and the groups' mean learning rate then, of MetaAdamW with a factor for each."""
     modulator, meta = preset
     theta = torch.ones(DIMENSION, dtype=torch.float64)
     params = [nn.Parameter(part) for part in theta.chunk(GROUPS)]
@@ -172,14 +173,16 @@ def of_preset(
         ):
             param.grad = grad
         optimizer.step()
-    return loss(torch.cat([param.detach() for param in params])).item()
+    rate = base * optimizer.modulation.alpha.log().mean().exp().item()
+    return loss(torch.cat([param.detach() for param in params])).item(), rate
 
 
-def repeated(run: Callable[[int], float]) -> dict[str, float]:
-    """Mean and standard error over the seeds."""
-    losses = torch.tensor([run(seed) for seed in range(SEEDS)])
+def repeated(run: Callable[[int], tuple[float, float]]) -> dict[str, float]:
+    """Mean and standard error of the loss over the seeds, geometric mean of the rates."""
+    losses, rates = torch.tensor([run(seed) for seed in range(SEEDS)]).unbind(1)
     error = losses.std().item() / math.sqrt(SEEDS)
-    return {"loss": losses.mean().item(), "standard_error": error}
+    rate = rates.log().mean().exp().item()
+    return {"loss": losses.mean().item(), "standard_error": error, "final_rate": rate}
 
 
 def runs() -> dict[str, Any]:

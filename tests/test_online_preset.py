@@ -1,8 +1,8 @@
 """``online_preset``: a factor for each group, against the whole of it written out.
 
-At every fourth step Adam moves the factors by what the gradient says of the last step; where a
-window ends, they also move by the cosine of what its gradients add up to and where the window
-before has gone.
+At every fourth step Adam moves the factors by what the gradient says of the last step. With
+windows, their mean stays where it is at such a step, and where a window ends, they also move by the
+cosine of what its gradients add up to and where the window before has gone, on average by half.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def cosine(x: Tensor, y: Tensor) -> Tensor:
 class Plain:
     """AdamW of every group, θ_t and d_t kept, and Adam on the raw outputs of its factors."""
 
-    def __init__(self, seed: int, *, mean_preserving: bool) -> None:
+    def __init__(self, seed: int, *, mean_preserving: bool, windows: bool) -> None:
         self.mean_preserving = mean_preserving
         self.theta = parts(seed)
         self.m = [[torch.zeros_like(p) for p in group] for group in self.theta]
@@ -66,7 +66,7 @@ class Plain:
         self.before: list[tuple[Tensor, Tensor]] = []
         self.starts: list[Tensor] = []
         self.displacements: list[Tensor] = []
-        self.windows = 0
+        self.windows = 0 if windows else None
 
     def landings(self, t: int) -> list[Tensor]:
         """Where momentum alone would carry the groups after t steps."""
@@ -95,8 +95,11 @@ class Plain:
 
     def end_window(self, cosines: Tensor) -> None:
         """One group's raw output moves with its own cosine, damped."""
+        if not self.mean_preserving:
+            cosines = cosines - cosines.mean() / 2
         raw = self.raw.clone().requires_grad_()
         (slope,) = torch.autograd.grad(cosines @ self.factors(raw)[:, 0].log(), raw)
+        assert self.windows is not None
         self.windows += bool(slope.any())
         self.raw = self.raw - GAIN * slope / (1 + DAMPING)
 
@@ -123,7 +126,10 @@ class Plain:
         self.second = 0.999 * self.second + 0.001 * slope**2
         m_hat = self.first / (1 - 0.9**self.updates)
         v_hat = self.second / (1 - 0.999**self.updates)
-        self.raw = self.raw - rate * m_hat / (v_hat.sqrt() + 1e-8)
+        change = rate * m_hat / (v_hat.sqrt() + 1e-8)
+        if self.windows is not None:
+            change[:, 0] -= change[:, 0].mean()
+        self.raw = self.raw - change
 
     def step(self, t: int, grads: list[list[Tensor]]) -> None:
         factors = self.factors(self.raw)
@@ -151,7 +157,7 @@ def test_factors_and_parameters_are_those_of_the_plain_form(
     seed: int, mean_preserving: bool, fused: bool, window: int
 ) -> None:
     """A cosine is recovered to 1e-13, and Adam divides it by its own size: 1e-9."""
-    plain = Plain(seed, mean_preserving=mean_preserving)
+    plain = Plain(seed, mean_preserving=mean_preserving, windows=window > 1)
     params = [[nn.Parameter(p) for p in group] for group in parts(seed)]
     modulator, meta = online_preset(window=window, mean_preserving=mean_preserving)
     rate = meta.consecutive_lr or meta.lr
@@ -184,7 +190,7 @@ def test_factors_and_parameters_are_those_of_the_plain_form(
         for p, q in zip(itertools.chain(*params), itertools.chain(*plain.theta), strict=True):
             torch.testing.assert_close(p.detach(), q, rtol=1e-9, atol=1e-12)
     assert plain.updates == 10
-    assert plain.windows == max(len(begins) - 2, 0)
+    assert plain.windows == (len(begins) - 2 if begins else None)
     assert alpha.log().abs().max() > 0.05
 
 
@@ -250,6 +256,23 @@ def test_windows_do_not_load_into_an_optimizer_that_learns_from_single_steps_too
         optimizer_of(params, WINDOW).load_state_dict(windows.state_dict())
 
 
+@pytest.mark.parametrize("stop", [0, 9])
+def test_single_steps_leave_the_mean_of_the_groups_that_move(stop: int) -> None:
+    """A group that never gets a gradient stays at 1, and the mean is that of the others."""
+    params = [[nn.Parameter(p) for p in group] for group in parts(0)]
+    optimizer = optimizer_of(params, 75)
+    for step in range(40):
+        for g, (group, noises) in enumerate(zip(params, parts(step), strict=True)):
+            for param, noise in zip(group, noises, strict=True):
+                frozen = g == 1 and step >= stop
+                param.grad = None if frozen else param.detach() + noise
+        optimizer.step()
+        raw = optimizer.modulator.raw[:, 0]
+        assert raw.mean().abs() < 1e-15
+    assert (raw[1] == 0) == (stop == 0)
+    assert raw[[0, 2, 3]].abs().min() > 1e-3
+
+
 def test_what_single_steps_have_taught_goes_with_a_groups_name() -> None:
     """Adam's moments of a factor too: the groups change places, and nothing else changes."""
     found = []
@@ -272,18 +295,22 @@ def test_single_steps_have_a_rate_of_their_own_only_within_windows() -> None:
         MetaConfig(mode="online", consecutive_lr=0.1)
     with pytest.raises(ValueError, match=r"consecutive_lr must be in \[0.0, inf\)"):
         MetaConfig(mode="online", window=75, consecutive_lr=-0.1)
+    param = nn.Parameter(torch.ones(1))
+    with pytest.raises(ValueError, match="must be 0 with layers=2, got 0"):
+        MetaAdamW([param], meta=online_preset()[1])
 
 
-def test_a_rate_far_too_low_rises_and_one_far_too_high_falls() -> None:
+@pytest.mark.parametrize(("window", "least"), [(1, 1.0), (75, 0.5)])
+def test_a_rate_far_too_low_rises_and_one_far_too_high_falls(window: int, least: float) -> None:
     """On a quadratic without noise, where every step agrees with the one before or overshoots."""
     found = {}
     for lr in (1e-5, 1.0):
         param = nn.Parameter(torch.ones(10, dtype=torch.float64))
-        modulator, meta = online_preset()
+        modulator, meta = online_preset(window=window)
         optimizer = MetaAdamW([param], lr=lr, weight_decay=0.0, modulator=modulator, meta=meta)
         for _ in range(200):
             param.grad = param.detach().clone()
             optimizer.step()
         found[lr] = math.log(optimizer.modulation.alpha.item())
-    assert found[1e-5] > 1.0
+    assert found[1e-5] > least
     assert found[1.0] < -0.2

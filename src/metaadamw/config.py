@@ -236,9 +236,10 @@ class MetaConfig:
             parameters, and should be well above :math:`1/(1-\beta_1)`: 75 is a good choice.
         mean_speed: with a window: how far the mean of all groups' log factors follows its part of
             the signal, from 0 to 1; the differences between groups follow theirs in full.
-        consecutive_lr: with a window: the learning rate of an Adam that also moves the modulator
-            within windows, at every ``update_every``-th step, by what consecutive steps say; 0
-            leaves it to the windows. Without one, ``optimizer`` and ``lr`` are about these steps.
+        consecutive_lr: with a window and ``layers=0``: the learning rate of an Adam that also moves
+            the factors within windows, at every ``update_every``-th step, by what consecutive steps
+            say of the differences between groups; the mean of their logarithms is left to the
+            windows. 0: all is left to them. Without a window, ``lr`` is what these steps learn by.
         optimizer: what moves the modulator; "sgd" (paper), "adam", or "gauss_newton" (ours, mode
             "online"): about the smallest change of the modulator that moves its raw outputs by
             ``lr`` times the signal's gradient with respect to them. None: "sgd" in mode

@@ -76,6 +76,10 @@ class Learner:
         eps_inside_sqrt: bool,
         capturable: bool,
     ) -> None:
+        if config.layers and meta.consecutive_lr:
+            raise ValueError(
+                f"consecutive_lr must be 0 with layers={config.layers}, got {meta.consecutive_lr}"
+            )
         self.config, self.meta, self.schedule = config, meta, schedule
         self.total_steps, self.eps_inside_sqrt = total_steps, eps_inside_sqrt
         self.capturable = capturable
@@ -229,8 +233,7 @@ class Learner:
             products = self.known.products(self.layout, columns, list(dict.fromkeys(pairs)))
             ok: bool | Tensor = True
             if last is not None:
-                by = self.optimizer if self.meta.window == 1 else self.consecutive_optimizer
-                ok = self._learn(by, last.features, *online_signal(products, last, self.layout))
+                ok = self._compare(last.features, *online_signal(products, last, self.layout))
             features, finite = self._finite(self._features(products))
             self.features = self._kept(self.features, features)
             if learns and windows is not None:
@@ -278,6 +281,16 @@ class Learner:
             self.skipped += ~(finite & learned)
         elif not (finite and learned):
             self.skipped += 1
+
+    def _compare(self, features: Tensor, *signals: Tensor) -> bool | Tensor:
+        """Learn from consecutive steps; with windows, only what sets the groups apart."""
+        if self.meta.window == 1:
+            return self._learn(self.optimizer, features, *signals)
+        scalars = cast(GroupScalars, self.modulator)
+        before = scalars.raw.detach().clone()
+        ok = self._learn(self.consecutive_optimizer, features, *signals)
+        scalars.hold_mean(before)
+        return ok
 
     def _learn(self, by: MetaOptimizer, features: Tensor, *signals: Tensor) -> bool | Tensor:
         """One update from what the gradient said of α and β, each [G]; whether all was finite."""

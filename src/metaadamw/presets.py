@@ -84,14 +84,15 @@ def online_preset(
     """Online mode as the evidence has it: a factor for each group, learned at two horizons.
 
     Factors start at 1 and stay within e^±4. They learn inside ``step()``, from the training
-    gradients alone: at every fourth step, from what the gradient at hand says of the last one, Adam
+    gradients alone. At every fourth step, from what the gradient at hand says of the last one, Adam
     moves their logarithms by about 0.04 at most; at the end of a window, from where the last two
-    went, by at most 1.8. Windows grow with the run. What single steps tell is quick and mostly
-    noise; what windows tell is slow and sure. Two more copies of the parameters.
+    went, they move by at most 1.8, what they have in common by half of that. Single steps are many
+    and short-sighted, so they only tell the groups apart; how high the rates are as a whole is
+    left to windows, which grow with the run. Two more copies of the parameters.
 
     Args:
-        window: steps of the first window; 1 learns from single steps alone, without the copies,
-            and is for runs of up to some thousand steps.
+        window: steps of the first window; 1 leaves everything to single steps, without the
+            copies, for runs of up to some thousand steps.
         mean_preserving: for a learning rate with a schedule of your own: their geometric mean stays
             1, and each stays within e^±8.
 
@@ -113,7 +114,13 @@ def online_preset(
     )
     if window == 1:
         return modulator, MetaConfig(mode="online", optimizer="adam", lr=_CONSECUTIVE_LR)
-    return modulator, MetaConfig(mode="online", window=window, consecutive_lr=_CONSECUTIVE_LR)
+    meta = MetaConfig(
+        mode="online",
+        window=window,
+        mean_speed=1.0 if mean_preserving else 0.5,
+        consecutive_lr=_CONSECUTIVE_LR,
+    )
+    return modulator, meta
 
 
 def windows_preset(

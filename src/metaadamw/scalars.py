@@ -43,6 +43,17 @@ class GroupScalars(BaseModulator):
                 row[0] = self.config.raw_start(name)
         self.raw = nn.Parameter(rows)
 
+    @torch.no_grad()
+    def hold_mean(self, before: Tensor) -> None:
+        """Take back what raw α has moved by on average, over the groups where it has moved.
+
+        Args:
+            before: the raw outputs before they moved, [G, 4].
+        """
+        change = (self.raw - before)[:, 0]
+        moved = change != 0
+        self.raw[:, 0] -= change.sum() / moved.sum().clamp_min(1) * moved
+
     def penalty(self, weight_decay: float, gate_sparsity: float) -> Tensor:
         """The distance from α = β = 1; there are no gates."""
         norm: Tensor = torch.linalg.vector_norm(self.raw)

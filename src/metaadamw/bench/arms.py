@@ -185,8 +185,8 @@ ARMS = {
         _preset(
             "metaadamw-two-horizons",
             "MetaAdamW, two horizons",
-            "online_preset: a factor for each group, no attention, moved every 4th step by what "
-            "the gradient says of the last one, and by windows that grow with the run; "
+            "online_preset: metaadamw-slow-mean, and every 4th step moves the factors apart by "
+            "what the gradient says of the last one, their mean staying where windows have it; "
             f"a step decays the parameters by {DECAY_PER_STEP:g}",
             online_preset(),
         ),
@@ -200,7 +200,7 @@ ARMS = {
         _preset(
             "metaadamw-factors",
             "MetaAdamW, single steps",
-            "metaadamw-two-horizons without windows: every 4th step alone moves the factors",
+            "metaadamw-two-horizons without windows: every 4th step moves all of the factors",
             online_preset(window=1),
         ),
         _preset(

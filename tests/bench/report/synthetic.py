@@ -24,7 +24,7 @@ ARMS = {
     "adamw-cosine": (1.4, 0.0201),
     "adamw-matched": (0.2, 0.0200),
     "metaadamw": (2.0, 0.0207),
-    "metaadamw-slow-mean": (2.0, 0.0207),
+    "metaadamw-two-horizons": (2.0, 0.0207),
     "metaadamw-scalars-cosine": (1.4, 0.0207),
     "metaadamw-redistribution-cosine": (1.4, 0.0207),
     "adamw-tuned-cosine": (1.4, 0.0201),

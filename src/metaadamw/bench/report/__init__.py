@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from metaadamw.bench.report.collection import Collection
+from metaadamw.bench.report.collection import BASELINE, Collection
 from metaadamw.bench.report.document import Block, Details, Figure
 from metaadamw.bench.report.html import html
 from metaadamw.bench.report.markdown import FIGURES, markdown
+from metaadamw.bench.report.one_machine import on_one_machine
 from metaadamw.bench.report.outline import TITLE, outline
 from metaadamw.bench.report.picture import with_default_style
 from metaadamw.bench.report.runs import read_runs, shown
@@ -36,6 +37,7 @@ def write_report(roots: Sequence[Path], out: Path) -> None:
         OSError: ``out`` cannot be written to.
     """
     runs, left_out = read_runs(roots)
+    runs = on_one_machine(runs, BASELINE)
     names = [shown(root) for root in roots]
     cells = [run.cell for run in runs] + [entry.cell for entry in left_out if entry.cell]
     settings = dict.fromkeys(cell.setting for cell in cells)

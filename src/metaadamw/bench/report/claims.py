@@ -176,50 +176,40 @@ def _robust(collection: Collection) -> Result:
 
 
 def _cheap(collection: Collection) -> Result:
-    overheads = {task: overhead for task, *overhead in _overheads(collection)}
+    overheads = dict(_overheads(collection))
     if not overheads:
         return Result("", "no data", f"no common seeds of {OURS} and {BASELINE}.")
     equal = _better_than_tuned(collection, "equal compute")
     missing = [task for task in PAPER if task not in overheads]
-    cheap = not missing and all(own <= _MOST_OVERHEAD for own, _ in overheads.values())
+    cheap = not missing and all(overhead <= _MOST_OVERHEAD for overhead in overheads.values())
     found = _on_paper_tasks(collection, OURS, TUNED, "equal compute")
     every = tuple(
-        f"{task}: {numbers.percent(100 * own)} a step, {numbers.percent(100 * whole)} by all "
-        "seconds" + (f"; at equal wall-clock {_words(found[task])}" if task in found else "")
-        for task, (own, whole) in overheads.items()
+        f"{task}: {numbers.percent(100 * overhead)} a step"
+        + (f"; at equal wall-clock {_words(found[task])}" if task in found else "")
+        for task, overhead in overheads.items()
     )
-    own, whole = (
-        f"from {numbers.percent(100 * min(shares))} to {numbers.percent(100 * max(shares))}"
-        for shares in zip(*overheads.values(), strict=True)
-    )
+    least, most = (numbers.percent(100 * f(overheads.values())) for f in (min, max))
     return Result(
         "",
         "reached" if cheap and equal.verdict == "reached" else "not reached",
-        f"{own} a step, by what the optimizers take for themselves ({whole} by all seconds of "
-        "training, with the machine's noise in them); at equal wall-clock "
-        f"{equal.detail}" + (f" No times on {', '.join(missing)}." if missing else ""),
+        f"from {least} to {most} a step; at equal wall-clock {equal.detail}"
+        + (f" No times on {', '.join(missing)}." if missing else ""),
         every,
     )
 
 
-def _overheads(collection: Collection) -> Iterator[tuple[str, float, float]]:
-    """Seconds per step beyond AdamW's as shares of its compute: the optimizer's own, all.
-
-    Forward and backward passes are the same with both; what they differ by is the machine's.
-    """
+def _overheads(collection: Collection) -> Iterator[tuple[str, float]]:
+    """Seconds per step beyond AdamW's, as a share of AdamW's; passes take as long in both."""
     for task in PAPER:
         mine = {run.seed: run for run in collection.of(task, OURS) if run.steps}
         theirs = {run.seed: run for run in collection.of(task, BASELINE) if run.steps}
         seeds = sorted(mine.keys() & theirs.keys())
         if seeds:
-            base = fmean(theirs[seed].compute / theirs[seed].steps for seed in seeds)
-            own = fmean(
-                mine[seed].optimization / mine[seed].steps
-                - theirs[seed].optimization / theirs[seed].steps
-                for seed in seeds
+            ours, base = (
+                fmean(runs[seed].compute / runs[seed].steps for seed in seeds)
+                for runs in (mine, theirs)
             )
-            whole = fmean(mine[seed].compute / mine[seed].steps for seed in seeds) - base
-            yield task, own / base, whole / base
+            yield task, ours / base - 1
 
 
 def _beyond_the_paper(collection: Collection) -> Result:

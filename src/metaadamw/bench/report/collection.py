@@ -26,16 +26,16 @@ __all__ = [
 BASELINE = "adamw"
 TUNED = "adamw-tuned"
 FAMILY = "metaadamw"
-OURS = "metaadamw-slow-mean"
+OURS = "metaadamw-two-horizons"
 """The configuration that the claims are about."""
 SCHEDULED = "metaadamw-redistribution-cosine"
 """The same for a learning rate that has a schedule."""
 
 # What a reader compares first stands first; other arms follow by name.
 _FIRST = (
-    *(OURS, f"{OURS}-cosine", f"{OURS}-attention", "metaadamw-carried"),
-    *("metaadamw-factors", "metaadamw-factors-cosine"),
-    *("metaadamw-redistribution", SCHEDULED),
+    *(OURS, f"{OURS}-cosine", "metaadamw-factors", "metaadamw-factors-cosine"),
+    *("metaadamw-slow-mean", "metaadamw-slow-mean-cosine", "metaadamw-slow-mean-attention"),
+    *("metaadamw-carried", "metaadamw-redistribution", SCHEDULED),
     *("metaadamw-scalars", "metaadamw-scalars-cosine", "metaadamw-window"),
     *("metaadamw", "metaadamw-online", "metaadamw-paper"),
     *(BASELINE, TUNED, "adamw-cosine", "adamw-tuned-cosine"),
@@ -43,7 +43,7 @@ _FIRST = (
 
 # What other authors propose, or what tells learning from chance: to be beaten.
 _BASELINES_ONLY = ("metaadamw-as-run", "metaadamw-random", "metaadamw-carried-frozen")
-_CONTROLS = (OURS, "metaadamw-scalars", "metaadamw-paper", *_BASELINES_ONLY)
+_CONTROLS = (OURS, "metaadamw-slow-mean", "metaadamw-scalars", "metaadamw-paper", *_BASELINES_ONLY)
 
 
 def arm_order(arm: str) -> tuple[int, str]:
