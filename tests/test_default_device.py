@@ -39,6 +39,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "modulator": ModulatorConfig(layers=0),
         "meta": MetaConfig(mode="online", window=2),
     },
+    "two horizons": {
+        "modulator": ModulatorConfig(layers=0, update_every=2),
+        "meta": MetaConfig(mode="online", window=3, consecutive_lr=0.05),
+    },
     "lookahead": {"modulator": XAVIER, "meta": MetaConfig(every=2, lr=1e-2)},
 }
 META = torch.device("meta")

@@ -24,6 +24,10 @@ OPTIONS: dict[str, Callable[[], dict[str, Any]]] = {
         "modulator": ModulatorConfig(layers=0),
         "meta": MetaConfig(mode="online", window=2),
     },
+    "two horizons": lambda: {
+        "modulator": ModulatorConfig(layers=0, update_every=2),
+        "meta": MetaConfig(mode="online", window=3, consecutive_lr=0.05),
+    },
     "lookahead": lambda: {"modulator": XAVIER, "meta": MetaConfig(mode="lookahead", every=2)},
     "schedule": lambda: {
         "modulator": Schedule(("a", "b"), torch.tensor([[0.5, 1.5]]), torch.tensor([[1.5, 0.5]]))

@@ -7,6 +7,7 @@ device, which would wait for it, is a fresh constant.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,14 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from metaadamw import MetaAdamW, MetaConfig, ModulatorConfig, fine_grained_groups
+from metaadamw import (
+    MetaAdamW,
+    MetaConfig,
+    ModulatorConfig,
+    fine_grained_groups,
+    online_preset,
+    windows_preset,
+)
 from tests.training import batch, loss_fn, make
 
 READS = ("_local_scalar_dense", "is_nonzero", "item", "equal", "nonzero")
@@ -67,6 +75,28 @@ def test_no_stall_in_fifty_steps(path: dict[str, bool], mode: Any, features: str
             optimizer.update_attention(model, loss_fn, batch(7), batch(8), batch(9))
     # "enhanced" counts zeros with constants for tensors that are missing: there are none here.
     assert stalls == []
+
+
+@pytest.mark.parametrize("preset", [online_preset(), windows_preset()], ids=["online", "windows"])
+def test_no_stall_in_windows(preset: tuple[ModulatorConfig, MetaConfig]) -> None:
+    """Also where one ends, and where single steps learn as well.
+
+    Learning rates are brought there, but on an accelerator through pinned memory, without waiting.
+    """
+    modulator, meta = preset
+    model, optimizer = make(
+        modulator=modulator, meta=replace(meta, window=5), capturable=True, foreach=True
+    )
+    stalls = []
+    for index in range(30):
+        optimizer.zero_grad()
+        loss_fn(model, batch(index % 5)).backward()
+        with Watch() as watch:
+            optimizer.step()
+        if index:  # the first step creates state
+            stalls += [name for name in watch.stalls if name in READS]
+    assert stalls == []
+    assert (optimizer.modulation.alpha != 1).all()
 
 
 @pytest.mark.parametrize("mode", ["lookahead", "online"])

@@ -238,7 +238,9 @@ class Learner:
             self.features = self._kept(self.features, features)
             if learns and windows is not None:
                 signal = window_signal(products, self.layout, self.meta.mean_speed)
-                ok &= self._learn(self.optimizer, self.features, signal, torch.zeros_like(signal))
+                ok = ok & self._learn(
+                    self.optimizer, self.features, signal, torch.zeros_like(signal)
+                )
             self._count_skipped(finite, ok)
             factors: Modulation = self.modulator(self.features)
             old = self.modulation or (None,) * len(factors)

@@ -85,6 +85,12 @@ WINDOWS: dict[str, Any] = {
 }
 """Arguments of a ``Case`` in online mode that learns in windows."""
 
+TWO_HORIZONS: dict[str, Any] = {
+    "modulator": {"layers": 0, "scale": "log", "alpha_range": 2.0, "update_every": 2},
+    "meta": {"window": 3, "mean_speed": 0.5, "consecutive_lr": 0.05},
+}
+"""And from single steps too."""
+
 
 @dataclass
 class Case:

@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from metaadamw import MetaAdamW, MetaConfig, fine_grained_groups
 from tests.distributed.cases import (
+    TWO_HORIZONS,
     WINDOWS,
     Case,
     batch_of,
@@ -162,9 +163,10 @@ def test_continue_on_another_number_of_processes(
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_windows_go_on(form: str, processes: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [WINDOWS, TWO_HORIZONS], ids=["windows", "two horizons"])
+def test_windows_go_on(options: dict[str, Any], form: str, processes: Any, tmp_path: Path) -> None:
     """Starts and displacements of windows are shards like the moments."""
-    case = Case(wrap="fsdp", **WINDOWS)
+    case = Case(wrap="fsdp", **options)
     run = processes(2).run(save, case, str(tmp_path))[0]
     for rank in processes(4).run(load, case, str(tmp_path), form):
         assert_same(rank["cut"], run["cut"])

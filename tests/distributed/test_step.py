@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from metaadamw import MetaAdamW, MetaConfig, fine_grained_groups
 from tests.distributed.cases import (
+    TWO_HORIZONS,
     WINDOWS,
     Case,
     Collectives,
@@ -45,8 +46,9 @@ def test_online(wrap: str, features: str, processes: Callable[[int], Processes])
 
 
 @pytest.mark.parametrize("wrap", ["ddp", "fsdp", "mixed", "tp"])
-def test_windows(wrap: str, processes: Callable[[int], Processes]) -> None:
-    case = Case(**WINDOWS, steps=15)
+@pytest.mark.parametrize("options", [WINDOWS, TWO_HORIZONS], ids=["windows", "two horizons"])
+def test_windows(options: dict[str, Any], wrap: str, processes: Callable[[int], Processes]) -> None:
+    case = Case(**options, steps=15)
     single = train(case)
     assert (single["modulation"][-1] - 1).abs().max() > 0.1  # it has learned something
     for size in (2, 4):
