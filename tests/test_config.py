@@ -51,6 +51,7 @@ META = [
     ("warmup_steps", NOT_COUNTS, [-1], ">= 0"),
     ("window", NOT_COUNTS, [0, -1], ">= 1"),
     ("mean_speed", NOT_NUMBERS, [-0.1, 1.1, *NOT_FINITE], "[0.0, 1.0]"),
+    ("consecutive_lr", NOT_NUMBERS, [-0.1, *NOT_FINITE], "[0.0, inf)"),
     ("optimizer", [], ["adamw", 3, True], "sgd"),
     ("lr", ["1", True, [1.0]], [-1e-4, *NOT_FINITE], "[0.0, inf)"),
     ("weight_decay", NOT_NUMBERS, [-1e-4, *NOT_FINITE], "[0.0, inf)"),
