@@ -48,7 +48,13 @@ ARMS = (
             "100, by Adam instead of SGD: a run has only a few hundred steps to learn in"
         ),
     ),
-    get_arm("metaadamw-online"),
+    replace(
+        get_arm("metaadamw-two-horizons"),
+        description=(
+            "online_preset: a factor for each group, which learns inside step() from the training "
+            "gradients; AdamW's weight decay"
+        ),
+    ),
 )
 
 

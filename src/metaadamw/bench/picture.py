@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 from metaadamw.bench.arm import Arm
@@ -103,16 +103,17 @@ def _draw_heat_maps(figure: SubFigure, arms: Sequence[Arm], runs: Sequence[Run])
     grid = figure.subplots(len(arms), 2, sharex=True, sharey=True, squeeze=False)
     for (alpha_axes, beta_axes), arm in zip(grid, arms, strict=True):
         own = [run for run in runs if run.arm == arm.name]
-        alpha = np.mean([run.alpha for run in own], axis=0).T  # [groups, steps]
-        beta = np.mean([run.beta for run in own], axis=0).T
-        reach = max(0.01, np.abs(alpha - 1).max(), np.abs(beta - 1).max())
+        alpha = np.log2([run.alpha for run in own]).mean(axis=0).T  # [groups, steps]
+        beta = np.log2([run.beta for run in own]).mean(axis=0).T
+        reach = max(0.01, np.abs(alpha).max(), np.abs(beta).max())
         _heat_map(alpha_axes, alpha, reach).set_title(f"{arm.title}: α (learning rate)")
         _heat_map(beta_axes, beta, reach).set_title(f"{arm.title}: β (weight decay)")
         alpha_axes.set_yticks(range(len(alpha)), own[0].groups, fontsize=8)
         figure.colorbar(
             beta_axes.images[0],
             ax=(alpha_axes, beta_axes),
-            label="mean over seeds; 1 is AdamW",
+            label="geometric mean over seeds; 1 is AdamW",
+            format=FuncFormatter(lambda power, _: f"{2**power:.3g}"),
             pad=0.01,
             aspect=25,
         )
@@ -127,8 +128,8 @@ def _heat_map(axes: Axes, values: NDArray[Any], reach: float) -> Axes:
         aspect="auto",
         cmap="RdBu_r",
         interpolation="nearest",
-        vmin=1 - reach,
-        vmax=1 + reach,
+        vmin=-reach,
+        vmax=reach,
         extent=(0.5, steps + 0.5, groups - 0.5, -0.5),
     )
     return axes
