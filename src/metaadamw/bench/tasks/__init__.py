@@ -40,6 +40,7 @@ _MODULES = {
     "imdb": "metaadamw.bench.tasks.imdb",
     "digits": "metaadamw.bench.tasks.digits",
     "pydoc": "metaadamw.bench.tasks.pydoc",
+    "photos": "metaadamw.bench.tasks.photos",
 }
 
 
@@ -49,7 +50,7 @@ def task_names() -> list[str]:
 
 
 def demo_task_names() -> list[str]:
-    """Names of the tasks whose data travel inside installed packages."""
+    """Names of the tasks of ``metaadamw demo``, whose data travel inside installed packages."""
     return ["digits", "pydoc"]
 
 
