@@ -141,9 +141,12 @@ def check_fits(saved: Any, own: Mapping[str, Any]) -> None:
             f"the learned part ({KEY!r} in a param group) must be one of version {VERSION}, got "
             f"{got!r}"
         )
-    missing = [key for key in own if key not in saved]
-    if missing:
-        raise ValueError(f"the learned part must have the key {missing[0]!r}")
+    for keys, has in ((own.keys() - saved.keys(), "no"), (saved.keys() - own.keys(), "a")):
+        if keys:
+            raise ValueError(
+                f"the learned part has {has} key {min(keys)!r}, unlike this optimizer's: "
+                "construct it with the same MetaConfig"
+            )
     for key, what in (("features", "features"), ("architecture", "modulator")):
         if type(saved[key]) is not type(own[key]) or saved[key] != own[key]:
             raise ValueError(

@@ -238,8 +238,9 @@ class MetaConfig:
             the signal, from 0 to 1; the differences between groups follow theirs in full.
         consecutive_lr: with a window and ``layers=0``: the learning rate of an Adam that also moves
             the factors within windows, at every ``update_every``-th step, by what consecutive steps
-            say of the differences between groups; the mean of their logarithms is left to the
-            windows. 0: all is left to them. Without a window, ``lr`` is what these steps learn by.
+            say. Of α only the differences between groups: the mean of the raw outputs behind it is
+            left to the windows; β, of which windows say nothing, as a whole. 0: all is left to the
+            windows. Without a window, ``lr`` is what these steps learn by.
         optimizer: what moves the modulator; "sgd" (paper), "adam", or "gauss_newton" (ours, mode
             "online"): about the smallest change of the modulator that moves its raw outputs by
             ``lr`` times the signal's gradient with respect to them. None: "sgd" in mode
@@ -345,3 +346,11 @@ class MetaConfig:
         # Lists are welcome as arguments; tuples keep the configuration hashable.
         for field in ("priorities", "fixed_weights", "as_run"):
             object.__setattr__(self, field, tuple(getattr(self, field)))
+
+
+def check_together(modulator: ModulatorConfig, meta: MetaConfig) -> None:
+    """Raise ``ValueError`` where two configurations do not go together."""
+    if modulator.layers and meta.consecutive_lr:
+        raise ValueError(
+            f"consecutive_lr must be 0 with layers={modulator.layers}, got {meta.consecutive_lr}"
+        )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from metaadamw.alignment import HessianProduct
-from metaadamw.config import MetaConfig, ModulatorConfig
+from metaadamw.config import MetaConfig, ModulatorConfig, check_together
 from metaadamw.directions import LastDirections, LastStep
 from metaadamw.evaluation import LossFunction
 from metaadamw.features import (
@@ -76,10 +76,7 @@ class Learner:
         eps_inside_sqrt: bool,
         capturable: bool,
     ) -> None:
-        if config.layers and meta.consecutive_lr:
-            raise ValueError(
-                f"consecutive_lr must be 0 with layers={config.layers}, got {meta.consecutive_lr}"
-            )
+        check_together(config, meta)
         self.config, self.meta, self.schedule = config, meta, schedule
         self.total_steps, self.eps_inside_sqrt = total_steps, eps_inside_sqrt
         self.capturable = capturable
@@ -291,7 +288,7 @@ class Learner:
         scalars = cast(GroupScalars, self.modulator)
         before = scalars.raw.detach().clone()
         ok = self._learn(self.consecutive_optimizer, features, *signals)
-        scalars.hold_mean(before)
+        scalars.hold_mean(before, signals[0] != 0)
         return ok
 
     def _learn(self, by: MetaOptimizer, features: Tensor, *signals: Tensor) -> bool | Tensor:

@@ -85,10 +85,11 @@ def online_preset(
 
     Factors start at 1 and stay within e^±4. They learn inside ``step()``, from the training
     gradients alone. At every fourth step, from what the gradient at hand says of the last one, Adam
-    moves their logarithms by about 0.04 at most; at the end of a window, from where the last two
-    went, they move by at most 1.8, what they have in common by half of that. Single steps are many
-    and short-sighted, so they only tell the groups apart; how high the rates are as a whole is
-    left to windows, which grow with the run. Two more copies of the parameters.
+    moves their logarithms by some hundredths; at the end of a window, from where the last two went,
+    they move by up to two or so, what they have in common by half as much. Single steps are many
+    and short-sighted, so of α they only tell the groups apart; how high the rates are as a whole is
+    left to windows, which grow with the run. β learns from single steps alone. Two more copies of
+    the parameters. With a single group there is nothing to tell apart: give it several.
 
     Args:
         window: steps of the first window; 1 leaves everything to single steps, without the

@@ -44,15 +44,16 @@ class GroupScalars(BaseModulator):
         self.raw = nn.Parameter(rows)
 
     @torch.no_grad()
-    def hold_mean(self, before: Tensor) -> None:
-        """Take back what raw α has moved by on average, over the groups where it has moved.
+    def hold_mean(self, before: Tensor, told: Tensor) -> None:
+        """Take back what raw α has moved by on average; of groups told nothing, all of it.
 
         Args:
             before: the raw outputs before they moved, [G, 4].
+            told: the groups whose signal was not 0, [G], boolean.
         """
-        change = (self.raw - before)[:, 0]
-        moved = change != 0
-        self.raw[:, 0] -= change.sum() / moved.sum().clamp_min(1) * moved
+        after = self.raw[:, 0]
+        mean = ((after - before[:, 0]) * told).sum() / told.sum().clamp_min(1)
+        self.raw[:, 0] = torch.where(told, after - mean, before[:, 0])
 
     def penalty(self, weight_decay: float, gate_sparsity: float) -> Tensor:
         """The distance from α = β = 1; there are no gates."""

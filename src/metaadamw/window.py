@@ -15,7 +15,8 @@ their sum, also the gradient that judges the direction of the window before, wit
 .. math:: \partial L/\partial\log\alpha_g \approx \cos(S, D_{before})
 
 is negative as long as going on where the last window went would lower the loss. It costs nothing
-between windows, and two copies of the parameters.
+between windows, and two copies of the parameters. Rates count as those of a window's end, an
+approximation where ``consecutive_lr`` changes them within it.
 
 *Horizon.* A factor that is best for the next K steps is too low for the rest of the run: less noise
 now, less progress later. So K grows, to a tenth of the steps taken so far; and what all groups have

@@ -14,7 +14,7 @@ import torch
 
 from metaadamw import MetaConfig, ModulatorConfig, __version__
 from metaadamw.bench.tasks import PreparedTask, Protocol, Size
-from metaadamw.config import check_number
+from metaadamw.config import check_number, check_together
 
 if TYPE_CHECKING:
     from metaadamw.bench.arm import Arm
@@ -201,8 +201,7 @@ def _check(settings: Mapping[str, Any]) -> None:
     """Let the library refuse what it does not take, before a run leaves any trace."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it comes again where the optimizer is made
-        ModulatorConfig(**settings["modulator"])
-        MetaConfig(**settings["meta"])
+        check_together(ModulatorConfig(**settings["modulator"]), MetaConfig(**settings["meta"]))
 
 
 def _change(settings: dict[str, Any], name: str, value: Any, arm: Arm) -> None:

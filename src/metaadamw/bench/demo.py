@@ -50,6 +50,7 @@ ARMS = (
     ),
     replace(
         get_arm("metaadamw-two-horizons"),
+        decay_per_step=None,
         description=(
             "online_preset: a factor for each group, which learns inside step() from the training "
             "gradients; AdamW's weight decay"

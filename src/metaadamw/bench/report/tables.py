@@ -195,7 +195,7 @@ def table5(collection: Collection) -> Table:
             + (
                 "Measured on "
                 if len(environments) == 1
-                else "NOT ONE MACHINE, so compare with care: "
+                else "NOT ONE MACHINE, so compare with care, converted as they are: "
             )
             + "; ".join(environments)
             + "."
