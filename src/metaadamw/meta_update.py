@@ -81,7 +81,7 @@ def warn_of_missed_update() -> None:
     """Say aloud that nothing is learned, which otherwise only a look at α would show."""
     warnings.warn(
         "a meta-update was due and update_attention was not called, so α and β do not learn: call "
-        "it when optimizer.meta_update_due, or choose windows_preset(), which learns in step(), "
+        "it when optimizer.meta_update_due, or choose online_preset(), which learns in step(), "
         "MetaConfig(mode='online') or 'off'",
         stacklevel=7,  # through what torch wraps around step()
     )
