@@ -115,7 +115,7 @@ def online_parts(groups: ParamGroups, quick: bool) -> Section:
         {
             "step": optimizer.step,
             "reading": lambda: learner.layout.products(columns, pairs),
-            "learning": lambda: learner._learn(last.features, *signals),
+            "learning": lambda: learner._learn(learner.optimizer, last.features, *signals),
         },
         rounds=4 if quick else 60,
     )
