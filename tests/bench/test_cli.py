@@ -190,7 +190,7 @@ def test_demo_leaves_table_picture_and_numbers(run, tmp_path, options, tasks, se
     out = tmp_path / "new" / "demo"
     code, printed, _ = run("demo", *options, "--out", str(out))
     assert code == 0
-    for expected in (*tasks, "MetaAdamW, two horizons", "do not prove", "demo.png", "demo.json"):
+    for expected in (*tasks, "single", "do not prove", "demo.png", "demo.json"):
         assert expected in printed
     assert ("±" in printed) == (seeds > 1)
     assert (out / "demo.png").read_bytes().startswith(b"\x89PNG")

@@ -49,11 +49,11 @@ ARMS = (
         ),
     ),
     replace(
-        get_arm("metaadamw-two-horizons"),
+        get_arm("metaadamw-factors"),
         decay_per_step=None,
         description=(
-            "online_preset: a factor for each group, which learns inside step() from the training "
-            "gradients; AdamW's weight decay"
+            "online_preset(window=1), for runs as short as this: a factor for each group, which "
+            "learns inside step() from the training gradients; AdamW's weight decay"
         ),
     ),
 )
