@@ -93,7 +93,7 @@ def online_preset(
 
     Args:
         window: steps of the first window; 1 leaves everything to single steps, without the
-            copies, for runs of up to some thousand steps.
+            copies, for runs of some hundred steps.
         mean_preserving: for a learning rate with a schedule of your own: their geometric mean stays
             1, and each stays within e^±8.
 

@@ -43,7 +43,10 @@ _FIRST = (
 
 # What other authors propose, or what tells learning from chance: to be beaten.
 _BASELINES_ONLY = ("metaadamw-as-run", "metaadamw-random", "metaadamw-carried-frozen")
-_CONTROLS = (OURS, "metaadamw-slow-mean", "metaadamw-scalars", "metaadamw-paper", *_BASELINES_ONLY)
+_CONTROLS = (
+    *(OURS, "metaadamw-factors", "metaadamw-slow-mean", "metaadamw-scalars", "metaadamw-paper"),
+    *_BASELINES_ONLY,
+)
 
 
 def arm_order(arm: str) -> tuple[int, str]:
