@@ -40,12 +40,7 @@ from metaadamw.replay import Schedule
 from metaadamw.scalars import GroupScalars
 from metaadamw.tokens import Token
 from metaadamw.uncertainty import PriorityUncertaintyWeighting
-from metaadamw.window import (
-    WINDOW_PRODUCTS,
-    Windows,
-    window_at,
-    window_signal,
-)
+from metaadamw.window import WINDOW_PRODUCTS, Windows, window_at, window_signal
 
 __all__ = ["Learner"]
 
@@ -139,12 +134,6 @@ class Learner:
         return self._at_window or not (held or self.steps % self.config.update_every)
 
     @property
-    def _compares(self) -> bool:
-        """Whether steps are compared with the gradients right after them."""
-        alone = self.meta.window == 1
-        return self.meta.mode == "online" and (alone or self.meta.consecutive_lr > 0)
-
-    @property
     def asks_for_squares(self) -> bool:
         """Whether the next step will want statistics that this one can take as it writes."""
         reads_all = self.meta.mode == "online"  # for its signal
@@ -235,9 +224,8 @@ class Learner:
             self.features = self._kept(self.features, features)
             if learns and windows is not None:
                 signal = window_signal(products, self.layout, self.meta.mean_speed)
-                ok = ok & self._learn(
-                    self.optimizer, self.features, signal, torch.zeros_like(signal)
-                )
+                none = torch.zeros_like(signal)
+                ok = ok & self._learn(self.optimizer, self.features, signal, none)
             self._count_skipped(finite, ok)
             factors: Modulation = self.modulator(self.features)
             old = self.modulation or (None,) * len(factors)
@@ -324,7 +312,8 @@ class Learner:
         self.steps += 1
         if self.capturable:
             self.device_steps += 1
-        if self._compares and self.features is not None:
+        compares = self.meta.window == 1 or self.meta.consecutive_lr > 0
+        if self.meta.mode == "online" and compares and self.features is not None:
             moved = tuple(g is not None for token in tokens for g in token.grads)
             hyperparameters = tuple((*t.group["betas"], t.group["eps"]) for t in tokens)
             old = self.last or (None, None, None)
