@@ -33,7 +33,7 @@ SCHEDULED = "metaadamw-redistribution-cosine"
 
 # What a reader compares first stands first; other arms follow by name.
 _FIRST = (
-    *(OURS, f"{OURS}-cosine", "metaadamw-factors", "metaadamw-factors-cosine"),
+    *(OURS, f"{OURS}-cosine", "metaadamw-factors"),
     *("metaadamw-slow-mean", "metaadamw-slow-mean-cosine", "metaadamw-slow-mean-attention"),
     *("metaadamw-carried", "metaadamw-redistribution", SCHEDULED),
     *("metaadamw-scalars", "metaadamw-scalars-cosine", "metaadamw-window"),

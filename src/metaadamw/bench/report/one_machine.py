@@ -5,8 +5,8 @@ took in a run tells how fast its machine was that day, and all its seconds are c
 machine on which they take as long as in the middle one of AdamW's runs. What is left of a
 difference is what the optimizers themselves take.
 
-That a slow day slows both alike is an assumption: between days of which one was three times as slow
-as the other, an optimizer's share of a step has differed by up to one and a half percentage points.
+That a slow day slows both alike is an assumption: an optimizer's share of a step differs between
+days by a percentage point or two.
 """
 
 from __future__ import annotations

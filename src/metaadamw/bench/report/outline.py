@@ -37,7 +37,7 @@ _METHOD = (
     "accelerator. The forward and backward passes of a step are the same for every arm of a task; "
     "all seconds are converted to a machine on which they take as long as in the middle one of "
     "AdamW's runs, so that a slow day is no slow optimizer. That it slows both alike is an "
-    "assumption, good to about one percentage point. Evaluation, logging and the search "
+    "assumption, good to a percentage point or two. Evaluation, logging and the search "
     "that tuned a baseline are not in it. AdamW is torch.optim.AdamW as it is by default, on a CPU "
     "neither fused nor foreach; docs/performance.md measures against fused AdamW, which is faster.",
     "Intervals: 95 %, bias-corrected and accelerated bootstrap of the mean paired difference, "
