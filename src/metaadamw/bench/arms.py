@@ -14,8 +14,28 @@ from metaadamw.bench.arm_settings import DECAY_PER_STEP, TUNING_GRID, TUNING_SEE
 from metaadamw.bench.config import RunConfig
 from metaadamw.bench.optimizers import Stepper
 from metaadamw.bench.replay import Part
+from metaadamw.bench.tasks import PreparedTask
 
 __all__ = ["ARMS", "TUNING_GRID", "TUNING_SEED", "get_arm"]
+
+
+def _ours(
+    name: str,
+    title: str,
+    description: str,
+    settings: Callable[[PreparedTask], dict[str, Any]],
+    build: Callable[[nn.Module, RunConfig], Stepper] = optimizers.metaadamw,
+) -> Arm:
+    """An arm of our own, with the weight decay that they have in common."""
+    return Arm(
+        name=name,
+        title=title,
+        description=description,
+        build=build,
+        settings=settings,
+        modulated=True,
+        decay_per_step=DECAY_PER_STEP,
+    )
 
 
 def _preset(
@@ -26,15 +46,7 @@ def _preset(
     build: Callable[[nn.Module, RunConfig], Stepper] = optimizers.metaadamw,
 ) -> Arm:
     """An arm with one of the library's presets."""
-    return Arm(
-        name=name,
-        title=title,
-        description=description,
-        build=build,
-        settings=arm_settings.library(*preset),
-        modulated=True,
-        decay_per_step=DECAY_PER_STEP,
-    )
+    return _ours(name, title, description, arm_settings.library(*preset), build)
 
 
 def _look_ahead(
@@ -61,15 +73,8 @@ def _look_ahead(
     )
     rate = 0.01 if layers else min(every / 100, 0.5)
     meta = MetaConfig(every=every, optimizer="adam", lr=rate, hvp="exact", **objective)
-    return Arm(
-        name=name,
-        title=title,
-        description=description,
-        build=optimizers.metaadamw,
-        settings=arm_settings.library(modulator, meta, meta_updates=meta_updates),
-        modulated=True,
-        decay_per_step=DECAY_PER_STEP,
-    )
+    settings = arm_settings.library(modulator, meta, meta_updates=meta_updates)
+    return _ours(name, title, description, settings)
 
 
 def _replay(part: Part, factors: str) -> Arm:
@@ -142,26 +147,19 @@ ARMS = {
             settings=arm_settings.inverse_time,
             decay_per_step=DECAY_PER_STEP,
         ),
-        Arm(
-            name="adamw-matched",
-            title="AdamW at MetaAdamW's mean α",
-            description="AdamW, its learning rate times the mean α of the runs of metaadamw",
-            settings=arm_settings.matched,
-            matches="metaadamw",
-        ),
-        Arm(
-            name="adamw-matched-paper",
-            title="AdamW at the paper's MetaAdamW's mean α",
-            description="AdamW, its learning rate times the mean α of the runs of metaadamw-paper",
-            settings=arm_settings.matched,
-            matches="metaadamw-paper",
-        ),
-        Arm(
-            name="adamw-matched-windows",
-            title="AdamW at the windows' mean α",
-            description="AdamW, its learning rate times the mean α of metaadamw-slow-mean's runs",
-            settings=arm_settings.matched,
-            matches="metaadamw-slow-mean",
+        *(
+            Arm(
+                name=name,
+                title=f"AdamW at {whose} mean α",
+                description=f"AdamW, its learning rate times the mean α of the runs of {arm}",
+                settings=arm_settings.matched,
+                matches=arm,
+            )
+            for name, whose, arm in (
+                ("adamw-matched", "MetaAdamW's", "metaadamw"),
+                ("adamw-matched-paper", "the paper's MetaAdamW's", "metaadamw-paper"),
+                ("adamw-matched-windows", "the windows'", "metaadamw-slow-mean"),
+            )
         ),
         Arm(
             name="metaadamw",
@@ -204,13 +202,6 @@ ARMS = {
             online_preset(window=1),
         ),
         _preset(
-            "metaadamw-factors-cosine",
-            "MetaAdamW, single steps, cosine",
-            "metaadamw-factors, their geometric mean staying 1, along half a cosine to zero",
-            online_preset(window=1, mean_preserving=True),
-            optimizers.metaadamw_cosine,
-        ),
-        _preset(
             "metaadamw-slow-mean",
             "MetaAdamW, windows",
             "windows_preset: online with a horizon that grows with the run, from 75 steps to a "
@@ -233,26 +224,18 @@ ARMS = {
             "group, moved by Gauss–Newton: whether attention earns its place",
             windows_preset(layers=1),
         ),
-        Arm(
-            name="metaadamw-carried",
-            title="MetaAdamW, windows, carried",
-            description=(
-                "metaadamw-slow-mean with factors that start half of the way to where groups of "
-                "their kind ended on the paper's other tasks, this one left out"
-            ),
-            build=optimizers.metaadamw,
-            settings=arm_settings.carried,
-            modulated=True,
-            decay_per_step=DECAY_PER_STEP,
+        _ours(
+            "metaadamw-carried",
+            "MetaAdamW, windows, carried",
+            "metaadamw-slow-mean with factors that start half of the way to where groups of "
+            "their kind ended on the paper's other tasks, this one left out",
+            arm_settings.carried,
         ),
-        Arm(
-            name="metaadamw-carried-frozen",
-            title="carried factors, frozen",
-            description="the factors that metaadamw-carried starts with; nothing is learned",
-            build=optimizers.metaadamw,
-            settings=arm_settings.carried_frozen,
-            modulated=True,
-            decay_per_step=DECAY_PER_STEP,
+        _ours(
+            "metaadamw-carried-frozen",
+            "carried factors, frozen",
+            "the factors that metaadamw-carried starts with; nothing is learned",
+            arm_settings.carried_frozen,
         ),
         _preset(
             "metaadamw-scalars",
