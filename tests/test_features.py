@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from metaadamw import MetaAdamW, ModulatorConfig
-from metaadamw.features import FEATURE_TABLES, feature_table
+from metaadamw.features import FEATURE_TABLES, feature_table, needed_products
 from tests.reference.features import feature_table as reference_table
 from tests.reference.features import group_features as reference_features
 from tests.reference.state import groups_from_optimizer, state_from_optimizer
@@ -333,3 +333,17 @@ def test_group_features_refuses_gradients_that_do_not_fit() -> None:
         optimizer.group_features([None])
     with pytest.raises(ValueError, match=r"grads\[1\] must have shape \(4,\), got \(3,\)"):
         optimizer.group_features([None, torch.ones(3)])
+
+
+def test_without_an_encoder_there_are_none() -> None:
+    """Nobody would read them: no column, no statistic, and nothing to wait for."""
+    config = ModulatorConfig(features="scale_free", layers=0)
+    assert feature_table(config) == ()
+    assert needed_products(()) == []
+    optimizer, named = optimizer_of([[(3, 2)], [(4,)]], layers=0)
+    assert optimizer.feature_names == []
+    set_gradients(named, ["normal"] * len(named))
+    assert optimizer.group_features().shape == (2, 0)
+    optimizer.step()
+    assert optimizer.features is not None
+    assert optimizer.features.shape == (2, 0)

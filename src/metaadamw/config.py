@@ -107,7 +107,8 @@ class ModulatorConfig:
         time_step: add the time step.
         feature_gating: multiply each column with a learned gate, regularised by
             ``MetaConfig.gate_sparsity``.
-        layers: encoder layers L; 0 for no attention: every group learns raw outputs of its own.
+        layers: encoder layers L; 0 for no attention: every group learns raw outputs of its own, and
+            there are no features.
         heads: attention heads H; the features are zero-padded to a multiple of it.
         hidden_dim: width of the feed-forward part of a layer.
         alpha_range: Eq. 7, α lies in 1 ± alpha_range / 2; from 0 (α is 1) to 2. With

@@ -123,11 +123,13 @@ EMBEDDING_DIM = {"enhanced": 4}
 def feature_table(config: ModulatorConfig) -> tuple[Feature, ...]:
     """The columns that ``config`` selects, in order; the length is the feature dimension F.
 
+    Without an encoder (``layers=0``) nobody reads features, and there are none.
+
     Example:
         >>> [f.name for f in feature_table(ModulatorConfig(features="basic", time_step=False))]
         ['grad_norm', 'exp_avg_norm', 'param_norm', 'cosine', 'exp_avg_sq_norm']
     """
-    table = FEATURE_TABLES[config.features]
+    table = FEATURE_TABLES[config.features] if config.layers else ()
     return tuple(f for f in table if f.option is None or getattr(config, f.option))
 
 
@@ -249,6 +251,8 @@ def group_features(
         step: the step t about to be taken, from 1.
         total_steps: T, if known.
     """
+    if not table:
+        return layout.zero.expand(len(layout.sizes), 0)
     statistics = tensor_statistics(products, {f.statistic for f in table})
     statistics |= {
         "log_numel": layout.log_numel,
