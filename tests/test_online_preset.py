@@ -67,6 +67,7 @@ class Plain:
         self.starts: list[Tensor] = []
         self.displacements: list[Tensor] = []
         self.windows = 0 if windows else None
+        self.lr = self.highest_lr = LR
 
     def landings(self, t: int) -> list[Tensor]:
         """Where momentum alone would carry the groups after t steps."""
@@ -76,7 +77,7 @@ class Plain:
         for g, alpha in enumerate(self.factors(self.raw)[:, 0]):
             m_hat, v_hat = flat(self.m[g]) / (1 - BETAS[0] ** t), self.second_moment(g, t)
             ahead = BETAS[0] / (1 - BETAS[0]) * m_hat / (v_hat.sqrt() + EPS)
-            found.append(flat(self.theta[g]) - LR * alpha * ahead)
+            found.append(flat(self.theta[g]) - self.lr * alpha * ahead)
         return found
 
     def second_moment(self, g: int, t: int) -> Tensor:
@@ -96,7 +97,8 @@ class Plain:
     def end_window(self, cosines: Tensor) -> None:
         """One group's raw output moves with its own cosine, damped."""
         if not self.mean_preserving:
-            cosines = cosines - cosines.mean() / 2
+            speed = 0.5 * (self.lr / self.highest_lr) ** 2
+            cosines = cosines - (1 - speed) * cosines.mean()
         raw = self.raw.clone().requires_grad_()
         (slope,) = torch.autograd.grad(cosines @ self.factors(raw)[:, 0].log(), raw)
         assert self.windows is not None
@@ -145,7 +147,7 @@ class Plain:
                 d = m_hat / (v_hat.sqrt() + EPS) + beta * DECAY * theta
                 directions.append(d)
                 thetas.append(theta)
-                group[i] = theta - LR * alpha * d
+                group[i] = theta - self.lr * alpha * d
             self.before.append((flat(thetas), flat(directions)))
 
 
@@ -153,8 +155,9 @@ class Plain:
 @pytest.mark.parametrize("mean_preserving", [False, True])
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("window", [1, WINDOW])
+@pytest.mark.parametrize("decays", [False, True])
 def test_factors_and_parameters_are_those_of_the_plain_form(
-    seed: int, mean_preserving: bool, fused: bool, window: int
+    seed: int, mean_preserving: bool, fused: bool, window: int, decays: bool
 ) -> None:
     """A cosine is recovered to 1e-13, and Adam divides it by its own size: 1e-9."""
     plain = Plain(seed, mean_preserving=mean_preserving, windows=window > 1)
@@ -168,11 +171,14 @@ def test_factors_and_parameters_are_those_of_the_plain_form(
     begins = boundaries(STEPS, window) if window > 1 else []
     for step in range(STEPS):
         grads = gradient(plain.theta, step)
+        plain.lr = LR * (1 - step / STEPS if decays else 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = plain.lr
         cosines = None
         if step in begins[1:]:
             alpha, beta = plain.factors(plain.raw).unbind(1)
             cosines = plain.judge(
-                step, step - max(b for b in begins if b < step), LR * alpha, DECAY * beta
+                step, step - max(b for b in begins if b < step), plain.lr * alpha, DECAY * beta
             )
         if step and step % modulator.update_every == 0:
             plain.learn(grads, meta.weight_decay, rate)

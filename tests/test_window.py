@@ -63,21 +63,29 @@ def run(optimizer, params, steps, start=0, gradients=noisy_gradients):
         optimizer.step()
 
 
+def rising_and_falling(t):
+    """A warm-up of twenty steps, then down to a tenth."""
+    return min(t / 20, max(1 - (t - 20) / 60, 0.1))
+
+
 @pytest.mark.parametrize("gradients", [noisy_gradients, gradients_with_gaps])
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("path", [{}, {"foreach": True}, {"fused": True}], ids=str)
 @pytest.mark.parametrize(
-    ("factors", "speed"),
+    ("factors", "speed", "schedule"),
     [
-        ({}, 1.0),
-        ({"alpha_start": 0.5}, 1.0),
-        ({}, 0.5),
-        ({}, 0.0),
-        ({"mean_preserving": True}, 0.5),
+        ({}, 1.0, None),
+        ({"alpha_start": 0.5}, 1.0, None),
+        ({}, 0.5, None),
+        ({}, 0.0, None),
+        ({"mean_preserving": True}, 0.5, None),
+        ({}, 0.5, rising_and_falling),
+        ({"mean_preserving": True}, 0.5, rising_and_falling),
     ],
     ids=str,
 )
-def test_scalars_follow_the_twin(gradients, seed, path, factors, speed):
+def test_scalars_follow_the_twin(gradients, seed, path, factors, speed, schedule):
+    schedule = schedule or (lambda t: 1.0)
     params = [nn.Parameter(p) for p in tensors(seed)]
     steps = 90  # windows grow from step 40 on
     history, alphas = train_in_windows(
@@ -89,11 +97,14 @@ def test_scalars_follow_the_twin(gradients, seed, path, factors, speed):
         gain=2.0,
         alpha_range=2.0,
         mean_speed=speed,
+        schedule=schedule,
         **factors,
     )
     modulator, meta = replace(SCALARS, **factors), replace(META, mean_speed=speed)
     optimizer = optimizer_of(params, modulator, meta, **path)
     for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.02 * schedule(step + 1)
         run(optimizer, params, 1, step, gradients)
         # Both sum in float64 in other orders; ninety steps amplify that a little.
         found, expected = (
@@ -406,6 +417,35 @@ def test_the_mean_stays_where_it_is(layers):
     for step in range(20):
         run(alone, params, 1, step)
     assert (alone.modulation.alpha == 1).all()  # of a single group
+
+
+def test_what_a_schedule_takes_away_is_not_given_back():
+    """Where going on always pays, α rises with a constant rate, and the less, the lower it gets."""
+
+    def mean_log_alpha(schedule, steps=60, saved=None):
+        params = [nn.Parameter(100 * p) for p in tensors(0)]
+        optimizer = optimizer_of(params)
+        for step in range(steps):
+            if step == saved:
+                state = optimizer.state_dict()
+                optimizer = optimizer_of(params)
+                optimizer.load_state_dict(state)
+            for p in params:
+                p.grad = p.detach().clone()
+            for group in optimizer.param_groups:
+                group["lr"] = 1e-4 * schedule(step)
+            optimizer.step()
+        return optimizer.modulation.alpha.log().mean().item()
+
+    constant = mean_log_alpha(lambda step: 1.0)
+    early = mean_log_alpha(lambda step: 1.0, steps=10)
+    assert constant - early > 0.4
+    assert mean_log_alpha(lambda step: 0.1) == pytest.approx(constant, rel=0.05)  # at its highest
+    assert mean_log_alpha(lambda step: (step + 1) / 60) == pytest.approx(constant, rel=0.05)
+    falling = mean_log_alpha(lambda step: 1.0 if step < 10 else 0.1)
+    assert early < falling < early + 0.1 * (constant - early)
+    # The checkpoint knows how high the rate has been.
+    assert mean_log_alpha(lambda step: 1.0 if step < 10 else 0.1, saved=20) == falling
 
 
 @pytest.mark.parametrize("speed", [0.0, 0.5, 1.0])

@@ -30,7 +30,7 @@ __all__ = [
     "steps_taken",
 ]
 
-VERSION = 2
+VERSION = 3
 KEY = "metaadamw"
 """The learned part's key in the first param group of ``state_dict()``.
 
@@ -154,7 +154,15 @@ def check_fits(saved: Any, own: Mapping[str, Any]) -> None:
                 "with the same ModulatorConfig"
             )
     _check_groups(saved["groups"], own["groups"])
-    for key in ("modulator", "raw_log_variances", "applied", "skipped", *POSITION, "known"):
+    for key in (
+        "modulator",
+        "raw_log_variances",
+        "applied",
+        "skipped",
+        "highest_lr",
+        *POSITION,
+        "known",
+    ):
         _check_like(key, saved[key], own[key])
     for key, flag in saved["known"].items():
         if not isinstance(flag, bool):

@@ -348,6 +348,13 @@ class MetaConfig:
         for field in ("priorities", "fixed_weights", "as_run"):
             object.__setattr__(self, field, tuple(getattr(self, field)))
 
+    @property
+    def gate_penalty(self) -> float:
+        """Coefficient of Σ|gate logit|, of gates that learn."""
+        if "frozen_gates" in self.as_run:
+            return 0.0
+        return self.weight_decay if self.gate_sparsity is None else self.gate_sparsity
+
 
 def check_together(modulator: ModulatorConfig, meta: MetaConfig) -> None:
     """Raise ``ValueError`` where two configurations do not go together."""

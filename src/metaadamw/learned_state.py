@@ -34,6 +34,7 @@ def learned_state(learner: Learner, param_groups: Sequence[Mapping[str, Any]]) -
         "last_meta_step": learner.last_meta_step,
         "applied": learner.applied.clone(),
         "skipped": learner.skipped.clone(),
+        "highest_lr": learner.highest_lr.clone(),
     }
     if learner.meta.consecutive_lr:
         optimizer = learner.consecutive_optimizer
@@ -80,6 +81,7 @@ def restore(learner: Learner, state: Mapping[str, Any]) -> None:
     learner.last_meta_step = state["last_meta_step"]
     learner.applied.copy_(state["applied"])
     learner.skipped.copy_(state["skipped"])
+    learner.highest_lr = ours(state["highest_lr"])
     learner.features = learner.modulation = learner.last = None
     if state["known"]["held_features"]:
         learner.features = ours(state["held_features"])

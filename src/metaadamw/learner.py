@@ -40,7 +40,7 @@ from metaadamw.replay import Schedule
 from metaadamw.scalars import GroupScalars
 from metaadamw.tokens import Token
 from metaadamw.uncertainty import PriorityUncertaintyWeighting
-from metaadamw.window import WINDOW_PRODUCTS, Windows, window_at, window_signal
+from metaadamw.window import WINDOW_PRODUCTS, Windows, mean_speed, window_at, window_signal
 
 __all__ = ["Learner"]
 
@@ -109,6 +109,7 @@ class Learner:
         self.modulation: Modulation | None = None
         self.last: LastStep | None = None
         self.known = Known()
+        self.highest_lr = torch.zeros_like(self.layout.numel)
         self._window = (0, 0)
         self.report: MetaUpdate | None = None
         if schedule is not None:
@@ -118,14 +119,6 @@ class Learner:
     def on_host(self) -> bool:
         """Whether reading a number of ours costs nothing."""
         return self.layout.device.type == "cpu" and not self.capturable
-
-    @property
-    def gate_sparsity(self) -> float:
-        """Coefficient of Σ|gate logit|."""
-        if "frozen_gates" in self.meta.as_run:
-            return 0.0
-        sparsity = self.meta.gate_sparsity
-        return self.meta.weight_decay if sparsity is None else sparsity
 
     @property
     def refreshes(self) -> bool:
@@ -223,7 +216,7 @@ class Learner:
             features, finite = self._finite(self._features(products))
             self.features = self._kept(self.features, features)
             if learns and windows is not None:
-                signal = window_signal(products, self.layout, self.meta.mean_speed)
+                signal = window_signal(products, self.layout, self._mean_speed(tokens))
                 none = torch.zeros_like(signal)
                 ok = ok & self._learn(self.optimizer, self.features, signal, none)
             self._count_skipped(finite, ok)
@@ -242,6 +235,13 @@ class Learner:
         if not self._window[0] <= self.steps < self._window[1]:
             self._window = window_at(self.steps, self.meta.window)
         return self._window[0] == self.steps
+
+    def _mean_speed(self, tokens: Sequence[Token]) -> Tensor:
+        """How far the mean of the factors follows its part of the signal, [G]."""
+        lr = self.layout.vector([token.group["lr"] for token in tokens])
+        self.highest_lr = torch.maximum(self.highest_lr, lr)
+        held = self.config.mean_preserving  # at any speed
+        return mean_speed(self.meta.mean_speed, lr, lr if held else self.highest_lr)
 
     def _rates(self, tokens: Sequence[Token]) -> tuple[Tensor, Tensor]:
         """The rates η α_g and the decays β_g λ of the step to come, [G]."""
@@ -285,7 +285,7 @@ class Learner:
         if by.kind == "gauss_newton":
             gradient = gauss_newton_gradient(self.modulator, features, signals, learned)
         else:
-            penalties = self.meta.weight_decay, self.gate_sparsity
+            penalties = self.meta.weight_decay, self.meta.gate_penalty
             done = None
             if self.on_host:
                 done = learn(self.modulator, by, learned, features, signals, *penalties)
@@ -362,7 +362,6 @@ class Learner:
             learned=learned,
             layout=self.layout,
             config=self.meta,
-            gate_sparsity=self.gate_sparsity,
             hvp=self.hvp,
             training_loss=training_loss,
             maximize=maximize,

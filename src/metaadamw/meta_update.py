@@ -125,7 +125,6 @@ def meta_gradient(
     learned: Sequence[Tensor],
     layout: Layout,
     config: MetaConfig,
-    gate_sparsity: float,
     hvp: Literal["auto"] | HessianProduct,
     training_loss: Tensor | float | None,
     maximize: bool,
@@ -190,7 +189,7 @@ def meta_gradient(
             )
         else:
             total = values[0]
-        loss = total + modulator.penalty(config.weight_decay, gate_sparsity)
+        loss = total + modulator.penalty(config.weight_decay, config.gate_penalty)
         gradient = torch.autograd.grad(  # step 7
             loss, list(learned), allow_unused=True, materialize_grads=True
         )

@@ -56,6 +56,7 @@ def _follow(learner: Learner, param_groups: Sequence[Mapping[str, Any]]) -> None
     for optimizer in (learner.optimizer, learner.consecutive_optimizer):
         optimizer.to(device, dtype)
     learner.device_steps = learner.device_steps.to(device)
+    learner.highest_lr = learner.highest_lr.to(device, dtype)
     learner.applied, learner.skipped = learner.applied.to(device), learner.skipped.to(device)
     if learner.features is not None:
         learner.features = learner.features.to(device, dtype)
@@ -73,6 +74,7 @@ def _regroup(learner: Learner, names: list[str]) -> None:
     before = [where.get(name) for name in names]
     learned = learner.learned
     learner.modulator.regroup(names, before)
+    learner.highest_lr = rows_at(learner.highest_lr, before)
     for optimizer in (learner.optimizer, learner.consecutive_optimizer):
         for moments in (optimizer.exp_avgs, optimizer.exp_avg_sqs):
             for i, moment in enumerate(moments):

@@ -23,6 +23,10 @@ now, less progress later. So K grows, to a tenth of the steps taken so far; and 
 in common, the part that this concerns, may follow the signal more slowly than the differences
 between groups do (``mean_speed``).
 
+*Schedule.* What a schedule turns a rate down for, less noise at the end, lies beyond any window:
+the signal would turn it up again. So the mean follows it the less, the lower the rate is
+(``mean_speed``).
+
 Source: what this does on a quadratic with noise, for runs of two lengths and base learning rates
 over two orders of magnitude, is in ``benchmarks/short_horizon.py``.
 """
@@ -47,6 +51,7 @@ __all__ = [
     "WINDOW_STEP",
     "Windows",
     "create_window",
+    "mean_speed",
     "window_at",
     "window_signal",
 ]
@@ -189,8 +194,19 @@ class Windows:
                 before.copy_(step)
 
 
+def mean_speed(constant: float, lr: Tensor, highest_lr: Tensor) -> Tensor:
+    r""":math:`\kappa\,(\eta/\eta_{max})^2`, [G].
+
+    Args:
+        constant: :math:`\kappa`, what it is with a constant learning rate.
+        lr: the rates of the param groups, [G].
+        highest_lr: the highest that they have had, [G].
+    """
+    return constant * torch.where(highest_lr > 0, lr / highest_lr, 1.0).square()
+
+
 @torch.no_grad()
-def window_signal(products: Mapping[Pair, Tensor], layout: Layout, mean_speed: float) -> Tensor:
+def window_signal(products: Mapping[Pair, Tensor], layout: Layout, speed: Tensor) -> Tensor:
     r""":math:`c_g - (1 - \kappa)\bar c` with :math:`c_g = \cos(S, D_{before})`, [G].
 
     The cosine is that of the group's concatenated tensors. Where nothing moved or no gradient came
@@ -199,7 +215,7 @@ def window_signal(products: Mapping[Pair, Tensor], layout: Layout, mean_speed: f
     Args:
         products: the ``WINDOW_PRODUCTS``.
         layout: the layout of the groups.
-        mean_speed: :math:`\kappa`.
+        speed: :math:`\kappa`, [G].
     """
     product, sum_square, displacement_square = (
         products[pair] @ layout.sum for pair in WINDOW_PRODUCTS
@@ -207,4 +223,4 @@ def window_signal(products: Mapping[Pair, Tensor], layout: Layout, mean_speed: f
     signal = cosines(product, sum_square.sqrt(), displacement_square.sqrt())
     told = signal != 0
     mean = signal.sum() / told.sum().clamp_min(1)
-    return signal - (1 - mean_speed) * mean * told
+    return signal - (1 - speed) * mean * told

@@ -219,11 +219,11 @@ def test_metaadamw_follows_the_same_cosine():
     # Without learning, half the learning rate is all that is left of it.
     frozen = {"meta.mode": "off", "meta.window": 1, "modulator.alpha_start": 1.0}
     same = {"epochs": 2, "weight_decay": 1e-2, "changes": frozen}
-    mine = trainer("metaadamw-scalars-cosine", **same)
+    mine = trainer("metaadamw-redistribution-cosine", **same)
     adamw = trainer("adamw-cosine", epochs=2)
     losses = [mine.train_step() for _ in range(7)]
     assert losses == [adamw.train_step() for _ in range(7)]
-    resumed = trainer("metaadamw-scalars-cosine", **same)
+    resumed = trainer("metaadamw-redistribution-cosine", **same)
     resumed.load_state_dict(mine.state_dict())
     assert [resumed.train_step() for _ in range(9)] == [adamw.train_step() for _ in range(9)]
 

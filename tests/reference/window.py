@@ -2,7 +2,8 @@
 
 The first window has K steps, each later one a tenth of the steps before it or K, whichever is more.
 S, about the sum of the gradients of a window, meets the displacement D of the one before. Every
-group has raw outputs of its own, so the Jacobian is the identity.
+group has raw outputs of its own, so the Jacobian is the identity. What all of them have in common
+follows its signal at a speed of kappa (eta / eta_max)^2.
 """
 
 from __future__ import annotations
@@ -36,13 +37,15 @@ def train_in_windows(
     alpha_start: float = 1.0,
     mean_preserving: bool = False,
     mean_speed: float = 1.0,
+    schedule: Callable[[int], float] = lambda t: 1.0,
     weight_decay: float = 1e-2,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
 ) -> tuple[list[list[Tensor]], list[list[float]]]:
     """Each tensor is a group; returns theta after, and alpha in, every step.
 
-    A tensor without a gradient takes no step, and does not decay.
+    A tensor without a gradient takes no step, and does not decay. The learning rate of step t is
+    ``lr * schedule(t)``.
     """
     theta = [p.clone() for p in theta]
     m, v = [torch.zeros_like(p) for p in theta], [torch.zeros_like(p) for p in theta]
@@ -53,10 +56,12 @@ def train_in_windows(
     taken = [0] * len(theta)
     # By window and group: where it began, after how many of its steps, and how far it went.
     starts, taken_before, displacements = [], [], []
+    highest = 0.0
     for t in range(1, steps + 1):
-        done = t - 1
+        done, eta = t - 1, lr * schedule(t)
         if done in begins:
-            rates = [lr * a for a in alpha]
+            highest = max(highest, eta)
+            rates = [eta * a for a in alpha]
             landings = [
                 _landing(*tensors, betas, eps)
                 for tensors in zip(theta, m, v, rates, taken, strict=True)
@@ -75,7 +80,8 @@ def train_in_windows(
                     cosine = float((s * d).sum() / lengths) if lengths > 0 else 0.0
                     cosines.append(cosine)
                 told = [cosine for cosine in cosines if cosine != 0]
-                common = (1 - mean_speed) * sum(told) / max(len(told), 1)
+                speed = mean_speed if mean_preserving else mean_speed * (eta / highest) ** 2
+                common = (1 - speed) * sum(told) / max(len(told), 1)
                 wanted = [c - common if c != 0 else 0.0 for c in cosines]
                 # With the mean held, what all groups have in common changes nothing.
                 held = sum(wanted) / len(wanted) if mean_preserving else 0.0
@@ -85,7 +91,7 @@ def train_in_windows(
                 logs = [alpha_range * math.tanh(x / alpha_range) for x in raw]
                 mean = sum(logs) / len(logs) if mean_preserving else 0.0
                 alpha = [math.exp(x - mean) for x in logs]
-            rates = [lr * a for a in alpha]
+            rates = [eta * a for a in alpha]
             starts.append(
                 [
                     _landing(*tensors, betas, eps)
@@ -102,7 +108,7 @@ def train_in_windows(
             v[i] = betas[1] * v[i] + (1 - betas[1]) * g * g
             u = m[i] / (1 - betas[0] ** taken[i])
             u = u / ((v[i] / (1 - betas[1] ** taken[i])).sqrt() + eps)
-            theta[i] = theta[i] - lr * alpha[i] * u - lr * alpha[i] * weight_decay * theta[i]
+            theta[i] = theta[i] - eta * alpha[i] * (u + weight_decay * theta[i])
         history.append(theta)
         alphas.append(list(alpha))
     return history, alphas

@@ -191,8 +191,8 @@ ARMS = {
         _preset(
             "metaadamw-two-horizons-cosine",
             "MetaAdamW, two horizons, cosine",
-            "metaadamw-two-horizons, the factors' geometric mean staying 1, along half a cosine",
-            online_preset(mean_preserving=True),
+            "metaadamw-two-horizons, its learning rate falling to zero along half a cosine",
+            online_preset(),
             optimizers.metaadamw_cosine,
         ),
         _preset(
@@ -209,13 +209,6 @@ ARMS = {
             "half the speed of their differences; "
             f"a step decays the parameters by {DECAY_PER_STEP:g}",
             windows_preset(),
-        ),
-        _preset(
-            "metaadamw-slow-mean-cosine",
-            "MetaAdamW, windows, cosine",
-            "metaadamw-slow-mean, its learning rate falling to zero along half a cosine",
-            windows_preset(),
-            optimizers.metaadamw_cosine,
         ),
         _preset(
             "metaadamw-slow-mean-attention",
@@ -244,13 +237,6 @@ ARMS = {
             f"{arm_settings.FIRST_ALPHA:g} on, and falls no faster than 1/t",
             arm_settings.first_preset(),
             optimizers.first_windows,
-        ),
-        _preset(
-            "metaadamw-scalars-cosine",
-            "MetaAdamW, first windows, cosine",
-            "metaadamw-scalars, its learning rate falling to zero along half a cosine",
-            arm_settings.first_preset(),
-            optimizers.first_windows_cosine,
         ),
         _preset(
             "metaadamw-window",

@@ -23,7 +23,6 @@ __all__ = [
     "adamw_cosine",
     "adamw_inverse_time",
     "first_windows",
-    "first_windows_cosine",
     "has_hidden_matrices",
     "lowest_log_alpha",
     "metaadamw",
@@ -166,11 +165,6 @@ def first_windows(model: nn.Module, config: RunConfig) -> MetaAdamW:
 
     learner._learn = limited  # type: ignore[method-assign]
     return optimizer
-
-
-def first_windows_cosine(model: nn.Module, config: RunConfig) -> Stepper:
-    """``first_windows``, its learning rate as in ``adamw_cosine``."""
-    return _follow_cosine(first_windows(model, config), config)
 
 
 def replay(model: nn.Module, config: RunConfig) -> MetaAdamW:

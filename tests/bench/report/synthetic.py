@@ -25,7 +25,7 @@ ARMS = {
     "adamw-matched": (0.2, 0.0200),
     "metaadamw": (2.0, 0.0207),
     "metaadamw-two-horizons": (2.0, 0.0207),
-    "metaadamw-scalars-cosine": (1.4, 0.0207),
+    "metaadamw-two-horizons-cosine": (1.4, 0.0207),
     "metaadamw-redistribution-cosine": (1.4, 0.0207),
     "adamw-tuned-cosine": (1.4, 0.0201),
     "metaadamw-online": (1.2, 0.0206),

@@ -76,7 +76,7 @@ def test_cut_runs_decide_nothing(tmp_path):
 
 
 def test_claim_2_is_about_the_arm_for_schedules(tmp_path):
-    arms = (SCHEDULED, "metaadamw-scalars-cosine", "adamw-tuned-cosine")
+    arms = (SCHEDULED, "metaadamw-redistribution-cosine", "adamw-tuned-cosine")
     for task in PAPER:
         for arm, shift in zip(arms, (3.0, -9.0, 0.0), strict=True):
             for seed in range(10):
@@ -85,7 +85,7 @@ def test_claim_2_is_about_the_arm_for_schedules(tmp_path):
     assert result.verdict == "reached"
     assert f"{SCHEDULED} on average +" in result.detail
     assert [line.split(":")[0] for line in result.evidence] == [*PAPER, *["not counted"] * 5]
-    assert result.evidence[-1].startswith("not counted: metaadamw-scalars-cosine, imdb: −")
+    assert result.evidence[-1].startswith("not counted: metaadamw-redistribution-cosine, imdb: −")
 
 
 def test_claim_3(tmp_path):

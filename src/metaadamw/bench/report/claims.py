@@ -19,7 +19,7 @@ _TASKS_BETTER = 4
 _MOST_OVERHEAD = 0.03
 _MOST_OF_ADAMWS_LOSS = 0.5
 _COSINE, _TUNED_COSINE = "adamw-cosine", "adamw-tuned-cosine"
-_TWICE_ANNEALED = "metaadamw-scalars-cosine"
+_REDISTRIBUTED = "metaadamw-redistribution-cosine"
 
 
 def claims(collections: Sequence[Collection]) -> list[Verdict]:
@@ -132,8 +132,8 @@ def _lost(collection: Collection, *arms: str) -> str:
 def _equal_to_cosine(collection: Collection) -> Result:
     baseline = _TUNED_COSINE if _TUNED_COSINE in collection.arms else _COSINE
     found = _on_paper_tasks(collection, SCHEDULED, baseline, "whole run")
-    others = _by_task(_on_paper_tasks(collection, _TWICE_ANNEALED, baseline, "whole run"))
-    evidence = _by_task(found) + tuple(f"not counted: {_TWICE_ANNEALED}, {x}" for x in others)
+    others = _by_task(_on_paper_tasks(collection, _REDISTRIBUTED, baseline, "whole run"))
+    evidence = _by_task(found) + tuple(f"not counted: {_REDISTRIBUTED}, {x}" for x in others)
     if not found:
         words = f"no common seeds of {SCHEDULED} and {baseline}."
         return Result("", "no data", words, evidence)
