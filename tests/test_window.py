@@ -69,7 +69,7 @@ def rising_and_falling(t):
 
 
 @pytest.mark.parametrize("gradients", [noisy_gradients, gradients_with_gaps])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("path", [{}, {"foreach": True}, {"fused": True}], ids=str)
 @pytest.mark.parametrize(
     ("factors", "speed", "schedule"),

@@ -12,6 +12,8 @@ COMMITTED = ROOT / "results" / "report"
 
 def test_committed_report_comes_from_the_committed_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
+    # Drawing takes half of the time, and nobody looks: see below.
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: None)
     roots = sorted(Path("results").iterdir())
     write_report([root for root in roots if root != Path("results/report")], tmp_path)
     for name in ("report.md", "statistics.json"):
