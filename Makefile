@@ -14,7 +14,7 @@ demo: .venv/.bench    ## AdamW against MetaAdamW on two real data sets: a table 
 	$(BIN)/metaadamw demo $(ARGS)
 
 test: .venv/.dev      ## run the test suite; ARGS="tests/test_groups.py -k tied" narrows it
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 lint: .venv/.dev      ## ruff (rules and format) and mypy --strict
 	$(BIN)/ruff check .

@@ -235,10 +235,10 @@ class MetaConfig:
         window: mode "online": steps of the first window, later ones grow with the run
             (``window.py``); 1 compares consecutive steps. Above 1 it needs two more copies of the
             parameters, and should be well above :math:`1/(1-\beta_1)`: 75 is a good choice.
-        mean_speed: with a window: :math:`\kappa`, how far the mean of all groups' log factors follows
-            its part of the signal, from 0 to 1; the differences between groups follow theirs in
-            full. Where a schedule has turned the learning rate down, :math:`\kappa
-            (\eta/\eta_{max})^2`.
+        mean_speed: with a window: :math:`\kappa`, how far the mean of all groups' log factors
+            follows its part of the signal, from 0 to 1; the differences between groups follow
+            theirs in full. :math:`\kappa(\eta/\eta_{max})^2` where a schedule has turned the
+            learning rate down.
         consecutive_lr: with a window and ``layers=0``: the learning rate of an Adam that also moves
             the factors within windows, at every ``update_every``-th step, by what consecutive steps
             say. Of α only the differences between groups: the mean of the raw outputs behind it is

@@ -91,11 +91,13 @@ def online_preset(
     left to windows, which grow with the run. β learns from single steps alone. Two more copies of
     the parameters. With a single group there is nothing to tell apart: give it several.
 
+    With or without a learning rate schedule: what a schedule turns down stays down.
+
     Args:
         window: steps of the first window; 1 leaves everything to single steps, without the
             copies, for runs of some hundred steps.
-        mean_preserving: for a learning rate with a schedule of your own: their geometric mean stays
-            1, and each stays within e^±8.
+        mean_preserving: their geometric mean stays 1, and each stays within e^±8: the rate as a
+            whole is yours alone.
 
     Returns:
         The two configurations, to be given to ``MetaAdamW(..., modulator=, meta=)``.
@@ -136,8 +138,8 @@ def windows_preset(
 
     Args:
         layers: of the Transformer; 0 learns the factors of the groups by themselves.
-        mean_preserving: for a learning rate with a schedule of your own: their geometric mean stays
-            1, and each stays within e^±8.
+        mean_preserving: their geometric mean stays 1, and each stays within e^±8: the rate as a
+            whole is yours alone.
         carried: with ``layers=0``, factors start where groups of their kind ended on other tasks
             (``metaadamw.carried``) instead of at 1; for groups from ``fine_grained_groups``.
 

@@ -44,7 +44,8 @@ _FIRST = (
 # What other authors propose, or what tells learning from chance: to be beaten.
 _BASELINES_ONLY = ("metaadamw-as-run", "metaadamw-random", "metaadamw-carried-frozen")
 _CONTROLS = (
-    *(OURS, "metaadamw-factors", "metaadamw-slow-mean", "metaadamw-scalars", "metaadamw-paper"),
+    *(OURS, "metaadamw-factors", "metaadamw-slow-mean", "metaadamw-scalars"),
+    *("metaadamw-redistribution-cosine", "metaadamw-paper"),
     *_BASELINES_ONLY,
 )
 
