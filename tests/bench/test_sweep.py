@@ -22,10 +22,8 @@ from metaadamw.bench.sweep import Sweep, plan, read_sweep
 from metaadamw.bench.tasks import get_task
 
 QUIET = RunOptions(shown=False)
-SWEEP = Sweep(
-    tasks=("digits",), arms=("adamw", "metaadamw-online"), seeds=(0, 1, 2, 3), max_steps=4
-)
-WORDS = ["--tasks", "digits", "--arms", "adamw,metaadamw-online", "--seeds", "0-3"]
+SWEEP = Sweep(tasks=("digits",), arms=("adamw", "metaadamw-online"), seeds=(0, 1), max_steps=4)
+WORDS = ["--tasks", "digits", "--arms", "adamw,metaadamw-online", "--seeds", "0-1"]
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +101,7 @@ def test_a_machine_that_breaks_down_does_not_stop_the_others(tmp_path):
 
     jobs = plan(SWEEP, tmp_path, None).jobs
     ended = follow(jobs, Breaking())
-    assert list(ended.values()).count("RuntimeError: the worker died") == 6
+    assert list(ended.values()).count("RuntimeError: the worker died") == 2
     assert list(ended.values()).count(None) == 2
 
 
