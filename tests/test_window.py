@@ -72,20 +72,20 @@ def rising_and_falling(t):
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("path", [{}, {"foreach": True}, {"fused": True}], ids=str)
 @pytest.mark.parametrize(
-    ("factors", "speed", "schedule"),
+    ("factors", "speed", "scheduled"),
     [
-        ({}, 1.0, None),
-        ({"alpha_start": 0.5}, 1.0, None),
-        ({}, 0.5, None),
-        ({}, 0.0, None),
-        ({"mean_preserving": True}, 0.5, None),
-        ({}, 0.5, rising_and_falling),
-        ({"mean_preserving": True}, 0.5, rising_and_falling),
+        ({}, 1.0, False),
+        ({"alpha_start": 0.5}, 1.0, False),
+        ({}, 0.5, False),
+        ({}, 0.0, False),
+        ({"mean_preserving": True}, 0.5, False),
+        ({}, 0.5, True),
+        ({"mean_preserving": True}, 0.5, True),
     ],
     ids=str,
 )
-def test_scalars_follow_the_twin(gradients, seed, path, factors, speed, schedule):
-    schedule = schedule or (lambda t: 1.0)
+def test_scalars_follow_the_twin(gradients, seed, path, factors, speed, scheduled):
+    schedule = rising_and_falling if scheduled else lambda t: 1.0
     params = [nn.Parameter(p) for p in tensors(seed)]
     steps = 90  # windows grow from step 40 on
     history, alphas = train_in_windows(
