@@ -91,7 +91,7 @@ def online_preset(
     left to windows, which grow with the run. β learns from single steps alone. Two more copies of
     the parameters. With a single group there is nothing to tell apart: give it several.
 
-    With or without a learning rate schedule: what a schedule turns down stays down.
+    With or without a learning rate schedule: what one turns down, windows hardly turn up again.
 
     Args:
         window: steps of the first window; 1 leaves everything to single steps, without the
