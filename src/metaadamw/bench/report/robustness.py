@@ -55,6 +55,7 @@ class Robustness(NamedTuple):
         rates: the learning rates that both arms ran with.
         loss: MetaAdamW's largest loss in percent.
         adamw_loss: AdamW's.
+        gain: of MetaAdamW where it is worst on AdamW where it is best, in percent.
         whole: whether the rates span the whole range on both sides.
         seeds: how many seeds there are.
         lost: how many runs of MetaAdamW within the range failed or diverged.
@@ -64,6 +65,7 @@ class Robustness(NamedTuple):
     rates: tuple[float, ...]
     loss: float
     adamw_loss: float
+    gain: float
     whole: bool
     seeds: int
     lost: int
@@ -100,15 +102,16 @@ def robustness(collection: Collection, task: str) -> Robustness | None:
     seeds = set.intersection(*(set(arm[rate]) for arm in (mine, theirs) for rate in rates))
     if not seeds:
         return None
-    loss, adamw_loss = (
-        _largest_loss([sign * fmean(arm[rate][seed] for seed in seeds) for rate in rates])
+    ours, adamw = (
+        [sign * fmean(arm[rate][seed] for seed in seeds) for rate in rates]
         for arm in (mine, theirs)
     )
     return Robustness(
         task,
         rates,
-        loss,
-        adamw_loss,
+        loss=_loss(max(ours), min(ours)),
+        adamw_loss=_loss(max(adamw), min(adamw)),
+        gain=-_loss(max(adamw), min(ours)),
         whole=rates[0] <= best / _RANGE * _ROOM and rates[-1] >= best * _RANGE / _ROOM,
         seeds=len(seeds),
         lost=_lost(collection, task, low, high),
@@ -126,6 +129,6 @@ def _lost(collection: Collection, task: str, low: float, high: float) -> int:
     )
 
 
-def _largest_loss(qualities: list[float]) -> float:
-    """From the best to the worst, in percent of the best."""
-    return 100 * (max(qualities) - min(qualities)) / abs(max(qualities))
+def _loss(best: float, worst: float) -> float:
+    """From the best quality to the worst, in percent of the best."""
+    return 100 * (best - worst) / abs(best)
