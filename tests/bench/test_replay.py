@@ -1,5 +1,6 @@
 import csv
 import json
+from typing import get_args
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from metaadamw import Schedule
 from metaadamw.bench.arms import get_arm
 from metaadamw.bench.config import RunRequest, resolve
 from metaadamw.bench.references import References, fill_in
-from metaadamw.bench.replay import recorded_factors, schedule
+from metaadamw.bench.replay import Part, recorded_factors, schedule
 from metaadamw.bench.runs import RunOptions, execute
 from metaadamw.bench.tasks import get_task
 from metaadamw.window import window_at
@@ -26,6 +27,16 @@ RECORDED = RunRequest(
 )
 
 
+TWO_HORIZONS = RunRequest(task="digits", arm="metaadamw-two-horizons", seed=4, max_steps=STEPS)
+
+
+@pytest.fixture(scope="module")
+def two_horizons(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("two-horizons")
+    execute(TWO_HORIZONS, directory, QUIET)
+    return directory
+
+
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
     directory = tmp_path_factory.mktemp("recorded")
@@ -33,10 +44,9 @@ def recorded(tmp_path_factory):
     return directory
 
 
-def replayed(arm, directory, seed=4, **changes):
-    request = RunRequest(
-        task="digits", arm=arm, seed=seed, max_steps=STEPS, changes={"window": FIRST, **changes}
-    )
+def replayed(arm, directory, seed=4, first=FIRST):
+    changes = {} if first is None else {"window": first}
+    request = RunRequest(task="digits", arm=arm, seed=seed, max_steps=STEPS, changes=changes)
     references = References(tuning=directory, matched_to=directory)
     task = get_task("digits").prepare()
     # A change of the window must reach the reading of the factors as well.
@@ -68,6 +78,32 @@ def test_every_window_is_recorded_in_a_long_run(tmp_path, monkeypatch):
     execute(RECORDED, tmp_path, QUIET)
     factors = recorded_factors(tmp_path / "modulation.csv", first=FIRST)
     assert factors["begins"][-1] == window_at(STEPS - 1, FIRST)[0]
+
+
+def test_without_windows_a_record_holds_until_the_next(two_horizons, tmp_path):
+    lines = (two_horizons / "modulation.csv").read_text().splitlines()
+    kept = [line for i, line in enumerate(lines) if i < 2 or i % 7 == 0]
+    (tmp_path / "modulation.csv").write_text("\n".join(kept))
+    factors = recorded_factors(tmp_path / "modulation.csv", first=None)
+    every = {part: schedule(factors, part, STEPS) for part in get_args(Part)}
+    whole = every["schedule"].alpha * every["redistribution"].alpha
+    rows = list(csv.DictReader(kept))
+    for row, after in zip(rows, [*rows[1:], {"step": STEPS + 1}], strict=True):
+        alpha, beta = (
+            torch.tensor([float(row[f"{g}/{factor}"]) for g in factors["groups"]]).double()
+            for factor in ("alpha", "beta")
+        )
+        for step in range(int(row["step"]), int(after["step"])):
+            torch.testing.assert_close(whole[step - 1], alpha)
+            torch.testing.assert_close(every["decay"].beta[step - 1], beta)
+    ones = torch.ones_like(whole)
+    assert torch.equal(every["decay"].alpha, ones)
+    assert torch.equal(every["schedule"].beta, ones)
+    assert torch.equal(every["redistribution"].beta, ones)
+    assert every["decay"].beta.std() > 0.01
+    (tmp_path / "modulation.csv").write_text("\n".join([lines[0], *lines[2:]]))
+    with pytest.raises(ValueError, match="no record of the first step"):
+        recorded_factors(tmp_path / "modulation.csv", first=None)
 
 
 def test_a_window_without_a_record_is_an_error(recorded, tmp_path):
@@ -109,21 +145,26 @@ def test_the_run_of_another_seed_is_refused(recorded):
         replayed("replay-schedule", recorded, seed=5)
 
 
-def test_the_whole_replayed_is_the_run(recorded, tmp_path, monkeypatch):
-    """Window by window, so that the replay is no approximation of the recorded run."""
-    config = replayed("replay-schedule", recorded)
+@pytest.mark.parametrize("arm", ["replay-schedule", "replay-two-horizons-schedule"])
+def test_the_whole_replayed_is_the_run(arm, recorded, two_horizons, tmp_path, monkeypatch):
+    """With every step or every window on record the replay is no approximation of the run."""
+    first = FIRST
+    if arm == "replay-two-horizons-schedule":
+        recorded, first = two_horizons, None
+    config = replayed(arm, recorded, first=first)
     assert config.arm_settings["factors"] == recorded_factors(
-        recorded / "modulation.csv", first=FIRST
+        recorded / "modulation.csv", first=first
     )
 
-    def both(factors, part, steps):
+    def whole(factors, part, steps):
         shared, apart = (schedule(factors, p, steps) for p in ("schedule", "redistribution"))
-        return Schedule(shared.groups, shared.alpha * apart.alpha, shared.beta)
+        beta = shared.beta if first else schedule(factors, "decay", steps).beta
+        return Schedule(shared.groups, shared.alpha * apart.alpha, beta)
 
-    monkeypatch.setattr("metaadamw.bench.optimizers.schedule", both)
+    monkeypatch.setattr("metaadamw.bench.optimizers.schedule", whole)
     request = RunRequest(
         task="digits",
-        arm="replay-schedule",
+        arm=arm,
         seed=4,
         max_steps=STEPS,
         changes=config.arm_settings,

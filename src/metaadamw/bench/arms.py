@@ -77,26 +77,31 @@ def _look_ahead(
     return _ours(name, title, description, settings)
 
 
-def _replay(part: Part, factors: str) -> Arm:
-    """Half of what a run of our own arm did, once that run is known."""
+def _replay(part: Part, factors: str, *, of: str = "scalars") -> Arm:
+    """A part of what a run of our own arm did, once that run is known."""
+    windows = of == "scalars"
     return Arm(
-        name=f"replay-{part}",
-        title=f"windows replayed, {part} alone",
+        name=f"replay-{part}" if windows else f"replay-{of}-{part}",
+        title=f"{'windows' if windows else of.replace('-', ' ')} replayed, {part} alone",
         description=(
-            f"AdamW with {factors} that the run of metaadamw-scalars with the same seed had, and "
+            f"AdamW with {factors} that the run of metaadamw-{of} with the same seed had, and "
             "with its weight decay; nothing is learned"
         ),
         build=optimizers.replay,
         settings=lambda task: {
             "grouping": "extended",
             "part": part,
-            "window": windows_preset()[1].window,
             "factors": None,
             "meta_updates": "library",
+            **({"window": windows_preset()[1].window} if windows else {}),
         },
         decay_per_step=DECAY_PER_STEP,
-        matches="metaadamw-scalars",
+        matches=f"metaadamw-{of}",
     )
+
+
+_SHARED = "the geometric mean over groups of the factors"
+_APART = "the factors, divided by their geometric mean over groups,"
 
 
 _GRID = (
@@ -304,8 +309,11 @@ ARMS = {
             "bounds, its gap taken where it depends on the modulator",
             gap_at="theta_prime",
         ),
-        _replay("schedule", "the geometric mean over groups of the factors"),
-        _replay("redistribution", "the factors, divided by their geometric mean over groups,"),
+        _replay("schedule", _SHARED),
+        _replay("redistribution", _APART),
+        _replay("schedule", _SHARED, of="two-horizons"),
+        _replay("redistribution", _APART, of="two-horizons"),
+        _replay("decay", "the factors β alone", of="two-horizons"),
         Arm(
             name="metaadamw-paper",
             title="MetaAdamW, paper",

@@ -83,7 +83,7 @@ def _followed(
     summary = _summary(directory, str(arm.matches), request)
     if "mean_alpha" in settings:
         return {"mean_alpha": float(summary["mean_alpha"])}
-    return {"factors": recorded_factors(directory / MODULATION, first=settings["window"])}
+    return {"factors": recorded_factors(directory / MODULATION, first=settings.get("window"))}
 
 
 def _summary(directory: Path, arm: str, request: RunRequest) -> dict[str, Any]:
