@@ -18,7 +18,7 @@ from metaadamw import (
     PriorityUncertaintyWeighting,
     Schedule,
 )
-from metaadamw.kernels.adamw import vector_entries
+from metaadamw.kernels.adamw import rounding
 from metaadamw.modulator import Modulator
 from metaadamw.streams import BatchOrder
 from tests.training import Batch, assert_same, batch, loss_fn, make, results
@@ -78,7 +78,7 @@ def test_the_same_bits(options):
     other = copy.deepcopy(model)
     torch.manual_seed(0)
     expected = run(model)
-    vector_entries.cache_clear()  # what was found out before was found out elsewhere
+    rounding.cache_clear()  # what was found out before was found out elsewhere
     torch.manual_seed(0)
     with META:
         found = run(other)
@@ -121,7 +121,7 @@ def test_squares_that_are_written_are_known():
     with META:
         optimizer.step()
     written = optimizer._learning.known._written
-    assert vector_entries(torch.float32) is None or written.squares.is_cpu
+    assert rounding("fused", torch.float32) is None or written.squares.is_cpu
 
 
 @pytest.mark.parametrize("stream", ["order", None])

@@ -16,7 +16,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from metaadamw.kernels.adamw import Written, fused_adamw, torch_fused_adamw
+from metaadamw.kernels.adamw import Written, adamw_in_one_pass, torch_fused_adamw
 from metaadamw.master_weights import float32_values, write_back
 from metaadamw.modulator import Modulation
 from metaadamw.tokens import Token
@@ -369,9 +369,10 @@ def modulated_adamw(
             weight_decay = weight_decay / (1 - token.group["betas"][0] ** decay_corrected_at)
         rates.append(lr * alpha)
         decays.append(weight_decay * beta if weight_decay else 0.0)
-    if path == "fused" and on_host:
-        numbers = [cast("list[float]", values) for values in (rates, decays)]
-        done, written = fused_adamw(tokens, *numbers, squares=squares)
+    numbers = all(isinstance(number, float) for number in (*rates, *decays))
+    if on_host and numbers and path in ("plain", "fused") and not eps_inside_sqrt:
+        columns = (cast("list[float]", values) for values in (rates, decays))
+        done, written = adamw_in_one_pass(path, tokens, *columns, squares=squares)
         if done:
             return rates, decays, written
     for token, lr, weight_decay in zip(tokens, rates, decays, strict=True):

@@ -62,7 +62,7 @@ class MetaAdamW(Optimizer):
         total_steps: T of the time-step feature, if known.
         maximize: ascend instead of descend.
         foreach: update all tensors of a group at once. None: on devices where that is faster.
-        fused: use torch's fused kernel, or on a CPU ours, which has its bits. None: no.
+        fused: use torch's fused kernel; on a CPU ours, with its bits, or by default a for-loop's.
         capturable: keep step counters and factors on the device, for CUDA graphs.
         seed: seed of the modulator's initial weights.
         eps_inside_sqrt: the printed form :math:`\sqrt{\hat v_t + \epsilon}` of Eq. 4 instead of

@@ -1,4 +1,4 @@
-"""The kernel behind ``fused=True`` on a CPU: the bits of torch's, and what it knows for later."""
+"""A step in one pass on a CPU: the bits of torch, and what it knows for later."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from metaadamw import MetaAdamW, MetaConfig, ModulatorConfig
+from metaadamw.adamw import adamw_plain
 from metaadamw.features import needed_products, tensor_columns
-from metaadamw.kernels.adamw import fused_adamw, torch_fused_adamw, vector_entries
+from metaadamw.kernels.adamw import adamw_in_one_pass, rounding, torch_fused_adamw
 from metaadamw.known import Known
 from metaadamw.layout import Layout
 from metaadamw.tokens import Token
 
 SIZES = [1, 3, 4, 7, 8, 9, 15, 17, 511, 512, 513, 519, 16_383, 16_384, 16_385, 40_003]
+PATHS = ["plain", "fused"]
 SQUARES = (("param", "param"), ("exp_avg_sq", "exp_avg_sq"))
 
 
@@ -65,20 +67,23 @@ groups = st.lists(
     weight_decay=st.sampled_from([0.0, 0.1, 0.37]),
     dtype=st.sampled_from([torch.float32, torch.float64]),
     squares=st.booleans(),
+    path=st.sampled_from(PATHS),
 )
-def test_the_bits_of_torch(groups, lr, weight_decay, dtype, squares):
-    if vector_entries(dtype) is None:
-        pytest.skip("torch was built otherwise; its own kernel is used")
+def test_the_bits_of_torch(groups, lr, weight_decay, dtype, squares, path):
+    if rounding(path, dtype) is None:
+        pytest.skip("torch was built otherwise; its own operations are used")
     tokens = [a_token(dtype=dtype, seed=i, **group) for i, group in enumerate(groups)]
     expected = [columns_of(token) for token in tokens]
     rates, decays = [lr * (g + 1) for g in range(len(tokens))], [weight_decay] * len(tokens)
-    done, written = fused_adamw(tokens, rates, decays, squares=squares)
+    done, written = adamw_in_one_pass(path, tokens, rates, decays, squares=squares)
     assert done == any(columns[0] for columns in expected)
     for token, columns, rate in zip(tokens, expected, rates, strict=True):
-        if columns[0]:
+        numbers = {"betas": token.group["betas"], "eps": token.group["eps"]}
+        if columns[0] and path == "plain":
+            adamw_plain(*columns, lr=rate, weight_decay=weight_decay, **numbers)
+        elif columns[0]:
             torch._foreach_add_(columns[4], 1)
-            rule = (rate, weight_decay, *token.group["betas"], token.group["eps"])
-            torch_fused_adamw(*columns, rule)
+            torch_fused_adamw(*columns, (rate, weight_decay, *numbers["betas"], numbers["eps"]))
         for ours, theirs in zip(columns_of(token), columns, strict=True):
             assert all(map(torch.equal, ours, theirs))
     assert (written is not None) == (done and squares)
@@ -86,7 +91,7 @@ def test_the_bits_of_torch(groups, lr, weight_decay, dtype, squares):
 
 def steps(params: list[Tensor], count: int = 3, **options: Any) -> list[Tensor]:
     """Parameters and features after some steps."""
-    options = {"fused": True, "modulator": ModulatorConfig(init="xavier"), **options}
+    options = {"modulator": ModulatorConfig(init="xavier"), **options}
     groups = [{"params": params[:2], "lr": 0.1}, {"params": params[2:]}]
     optimizer = MetaAdamW(groups, meta=MetaConfig(mode="off"), **options)
     generator = torch.Generator().manual_seed(1)
@@ -105,37 +110,41 @@ def some_params(dtype=torch.float32, shape=(3, 30)):
     ]
 
 
+@pytest.mark.parametrize("fused", [True, None])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_training_is_the_same_with_the_kernel_of_torch(dtype, monkeypatch):
-    ours = steps(some_params(dtype))
-    monkeypatch.setattr("metaadamw.adamw.fused_adamw", lambda *_, **__: (False, None))
-    theirs = steps(some_params(dtype))
+def test_training_is_the_same_with_the_operations_of_torch(dtype, fused, monkeypatch):
+    ours = steps(some_params(dtype), fused=fused)
+    monkeypatch.setattr("metaadamw.adamw.adamw_in_one_pass", lambda *_, **__: (False, None))
+    theirs = steps(some_params(dtype), fused=fused)
     assert all(map(torch.equal, ours, theirs))
 
 
-def test_memory_in_another_order_is_left_to_torch(monkeypatch):
+@pytest.mark.parametrize("fused", [True, None])
+def test_memory_in_another_order_is_left_to_torch(fused, monkeypatch):
     def channels_last(params):
         for param in params:
             param.data = param.data.unsqueeze(-1).to(memory_format=torch.channels_last)
         return params
 
-    ours = steps(channels_last(some_params()))
-    monkeypatch.setattr("metaadamw.adamw.fused_adamw", lambda *_, **__: (False, None))
-    assert all(map(torch.equal, ours, steps(channels_last(some_params()))))
+    ours = steps(channels_last(some_params()), fused=fused)
+    monkeypatch.setattr("metaadamw.adamw.adamw_in_one_pass", lambda *_, **__: (False, None))
+    assert all(map(torch.equal, ours, steps(channels_last(some_params()), fused=fused)))
 
 
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_kernel_on_one_thread_does_not_replace_torch_on_many(threads, monkeypatch):
+def test_a_kernel_on_one_thread_does_not_replace_torch_on_many(threads, path, monkeypatch):
     monkeypatch.setattr("metaadamw.kernels.adamw.shares_threads", lambda: False)
     torch.set_num_threads(threads)
-    done, _ = fused_adamw([a_token([5], torch.float32)], [1.0], [0.0])
-    assert done == (threads == 1 and vector_entries(torch.float32) is not None)
+    done, _ = adamw_in_one_pass(path, [a_token([5], torch.float32)], [1.0], [0.0])
+    assert done == (threads == 1 and rounding(path, torch.float32) is not None)
 
 
+@pytest.mark.parametrize("fused", [True, None])
 @pytest.mark.parametrize("name", ["exp_avg", "exp_avg_sq"])
-def test_state_of_another_size_is_an_error(name):
+def test_state_of_another_size_is_an_error(name, fused):
     params = some_params()
-    optimizer = MetaAdamW(params, fused=True)
+    optimizer = MetaAdamW(params, fused=fused)
     for param in params:
         param.grad = torch.ones_like(param)
     optimizer.step()
@@ -144,9 +153,10 @@ def test_state_of_another_size_is_an_error(name):
         optimizer.step()
 
 
-def test_autograd_is_told():
+@pytest.mark.parametrize("fused", [True, None])
+def test_autograd_is_told(fused):
     (param,) = params = [torch.nn.Parameter(torch.randn(5))]
-    optimizer = MetaAdamW(params, fused=True)
+    optimizer = MetaAdamW(params, fused=fused)
     for _ in range(2):
         param.grad = torch.ones(5)
         loss = (param**2).sum()
@@ -155,11 +165,12 @@ def test_autograd_is_told():
         loss.backward()
 
 
-def test_not_a_bit_depends_on_the_number_of_threads():
+@pytest.mark.parametrize("fused", [True, None])
+def test_not_a_bit_depends_on_the_number_of_threads(fused):
     found = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        found.append(steps(some_params()))
+        found.append(steps(some_params(), fused=fused))
     assert all(map(torch.equal, found[0], found[1]))
     assert all(map(torch.equal, found[0], found[2]))
 
@@ -168,9 +179,9 @@ def test_a_build_that_rounds_otherwise_is_noticed():
     """Torch without AVX2 never fuses a product with a sum."""
     words = (
         "import torch, tests.kernels.test_adamw as t;"
-        "from metaadamw.kernels.adamw import vector_entries;"
-        "print(vector_entries(torch.float32), vector_entries(torch.float64));"
-        "params = t.some_params(); ours = t.steps(params, count=1);"
+        "from metaadamw.kernels.adamw import rounding;"
+        "print(*(rounding(p, d) for p in t.PATHS for d in (torch.float32, torch.float64)));"
+        "ours = t.steps(t.some_params(), count=1), t.steps(t.some_params(), count=1, fused=True);"
     )
     done = subprocess.run(
         [sys.executable, "-c", words],
@@ -179,7 +190,7 @@ def test_a_build_that_rounds_otherwise_is_noticed():
         text=True,
         check=True,
     )
-    assert done.stdout.split() == ["None", "None"]
+    assert done.stdout.split() == ["None"] * 4
 
 
 # What is known of the next statistics -------------------------------------------------------------
@@ -191,15 +202,19 @@ def statistics(known: Known, tokens: list[Token], layout: Layout) -> dict[Any, T
 
 
 @settings(max_examples=40, deadline=None)
-@given(groups=groups, dtype=st.sampled_from([torch.float32, torch.float64]))
-def test_what_is_known_is_what_would_be_read(groups, dtype):
-    if vector_entries(dtype) is None:
-        pytest.skip("torch was built otherwise; its own kernel is used")
+@given(
+    groups=groups,
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    path=st.sampled_from(PATHS),
+)
+def test_what_is_known_is_what_would_be_read(groups, dtype, path):
+    if rounding(path, dtype) is None:
+        pytest.skip("torch was built otherwise; its own operations are used")
     tokens = [a_token(dtype=dtype, seed=i, **group) for i, group in enumerate(groups)]
     layout = Layout([{"params": token.params} for token in tokens], torch.device("cpu"), dtype)
     ones = [1.0] * len(tokens)
     known = Known()
-    known.keep(fused_adamw(tokens, ones, ones, squares=True)[1])
+    known.keep(adamw_in_one_pass(path, tokens, ones, ones, squares=True)[1])
     for token in tokens:  # those of the next step
         token.grads = [torch.randn_like(p) for p in token.params]
     read = statistics(Known(), tokens, layout)
@@ -208,9 +223,10 @@ def test_what_is_known_is_what_would_be_read(groups, dtype):
     assert all(torch.equal(ours[pair], read[pair]) for pair in read)
 
 
-def test_it_is_not_read_again(monkeypatch):
-    if vector_entries(torch.float32) is None:
-        pytest.skip("torch was built otherwise; its own kernel is used")
+@pytest.mark.parametrize("fused", [True, None])
+def test_it_is_not_read_again(fused, monkeypatch):
+    if rounding("fused" if fused else "plain", torch.float32) is None:
+        pytest.skip("torch was built otherwise; its own operations are used")
     read = []
 
     def products(self, columns, pairs):
@@ -221,6 +237,6 @@ def test_it_is_not_read_again(monkeypatch):
 
     whole = Layout.products
     monkeypatch.setattr(Layout, "products", products)
-    steps(some_params())
+    steps(some_params(), fused=fused)
     everything = {"grad", "exp_avg", "param", "exp_avg_sq"}
     assert read == [everything, {"grad", "exp_avg"}, {"grad", "exp_avg"}]

@@ -12,6 +12,7 @@ import torch
 
 from metaadamw import MetaAdamW, MetaConfig
 from metaadamw.kernels import cpu
+from metaadamw.kernels.adamw import rounding
 
 
 @pytest.fixture
@@ -19,9 +20,14 @@ def fresh(monkeypatch, tmp_path):
     """No kernel has been loaded yet, and the cache is empty."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("METAADAMW_KERNELS", raising=False)
-    cpu.library.cache_clear()
+    forget()
     yield tmp_path / "metaadamw"
-    cpu.library.cache_clear()
+    forget()
+
+
+def forget():
+    for found in (cpu.library, rounding):
+        found.cache_clear()
 
 
 def test_compiled_once_for_each_precision(fresh, monkeypatch):
@@ -58,7 +64,7 @@ def failing_compiler(place):
 @pytest.mark.parametrize("why", ["switched off", "no compiler", "it fails", "no cache"])
 def test_without_kernels_the_numbers_are_the_same(fresh, monkeypatch, tmp_path, why):
     expected = trajectory()
-    cpu.library.cache_clear()
+    forget()
     for path in fresh.iterdir():
         path.unlink()
     match why:

@@ -13,7 +13,7 @@ from torch import Tensor
 from metaadamw import MetaAdamW, MetaConfig, fine_grained_groups
 from metaadamw.config import ModulatorConfig
 from metaadamw.kernels import cpu
-from metaadamw.kernels.adamw import vector_entries
+from metaadamw.kernels.adamw import rounding
 from metaadamw.kernels.modulator import learn
 from metaadamw.meta_optimizer import MetaOptimizer
 from metaadamw.modulator import Modulator
@@ -171,7 +171,7 @@ def test_what_is_left_to_torch() -> None:
 def without_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
     def forget() -> None:
         cpu.library.cache_clear()
-        vector_entries.cache_clear()
+        rounding.cache_clear()
 
     def switch_off() -> None:
         monkeypatch.setenv("METAADAMW_KERNELS", "0")

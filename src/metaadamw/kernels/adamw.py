@@ -1,8 +1,9 @@
-"""Eqs. 1–4 for all groups in one pass over the memory of a CPU, to the last bit as torch's kernel.
+"""Eqs. 1–4 for all groups in one pass over the memory of a CPU, to the last bit as torch has them.
 
-What torch's fused kernel leaves to its compiler, which product enters which sum unrounded, is
-written out in ``adamw.c`` for the builds that people have. On any other, and for any tensor that is
-not plain memory, torch's own kernel does the work.
+Torch goes over it once as well in its fused kernel, a dozen times in the operations that it takes
+by default. What either leaves to its compiler, which product enters which sum unrounded, is written
+out in ``adamw.c`` for the builds that people have. On any other, and for any tensor that is not
+plain memory, torch does the work.
 """
 
 from __future__ import annotations
@@ -11,18 +12,24 @@ import ctypes
 import functools
 import itertools
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw as torch_adamw
 
 from metaadamw.kernels.cpu import addresses, in_memory, library, shares_threads
 from metaadamw.tokens import Token
 
-__all__ = ["Written", "fused_adamw", "samples", "torch_fused_adamw", "vector_entries"]
+__all__ = ["Written", "adamw_in_one_pass", "rounding", "samples", "torch_fused_adamw"]
 
 Rule = tuple[float, float, float, float, float]
 """lr, weight_decay, β₁, β₂ and ε of a tensor."""
+
+
+class _Rounding(ctypes.Structure):
+    _fields_ = (("lanes", ctypes.c_int64), ("roots", ctypes.c_void_p))
 
 
 class Written(NamedTuple):
@@ -74,7 +81,8 @@ def torch_fused_adamw(
     )
 
 
-def fused_adamw(
+def adamw_in_one_pass(
+    path: str,
     tokens: Sequence[Token],
     rates: Sequence[float],
     decays: Sequence[float],
@@ -84,6 +92,7 @@ def fused_adamw(
     r"""One step of all tensors that have a gradient.
 
     Args:
+        path: whose bits, those of torch's kernel, "fused", or of its operations, "plain".
         tokens: the groups' tensors.
         rates: :math:`\eta\alpha_g`, one for each group.
         decays: :math:`\beta_g\lambda`, likewise.
@@ -111,15 +120,15 @@ def fused_adamw(
     one_thread = torch.get_num_threads() > 1 and not shares_threads()
     if one_thread or not state.params:
         return False, None
-    entries = vector_entries(state.params[0].dtype)
-    if not entries or not state.plain:
+    by = rounding(path, state.params[0].dtype)
+    if by is None or not state.plain:
         return False, None
     if not squares:
-        state.update(entries)
+        state.update(by)
         return True, None
     taken = torch.empty(len(state.params), 2, dtype=torch.float64, device="cpu")
     marks = (ctypes.c_uint64 * len(state.params))()
-    state.update(entries, taken, marks)
+    state.update(by, taken, marks)
     dtype = state.params[0].dtype
     written = (state.positions, state.params, state.exp_avg_sqs, taken, list(marks), dtype)
     return True, Written(*written)
@@ -158,7 +167,7 @@ class _State(NamedTuple):
 
     def update(
         self,
-        entries: int,
+        by: _Rounding,
         squares: Tensor | None = None,
         marks: ctypes.Array[ctypes.c_uint64] | None = None,
     ) -> None:
@@ -169,12 +178,12 @@ class _State(NamedTuple):
         """
         columns = (self.params, self.grads, self.exp_avgs, self.exp_avg_sqs, self.steps)
         count = len(self.params)
-        failed = library(self.params[0].dtype).adamw(  # type: ignore[union-attr]  # entries are known
+        failed = library(self.params[0].dtype).adamw(  # type: ignore[union-attr]  # its rounding is known
             ctypes.c_int64(count),
             (ctypes.c_int64 * count)(*[p.numel() for p in self.params]),
             *map(addresses, columns),
             (ctypes.c_double * (5 * count))(*itertools.chain.from_iterable(self.rules)),
-            ctypes.c_int64(entries),
+            ctypes.byref(by),
             ctypes.c_void_p(None if squares is None else squares.data_ptr()),
             marks,
         )
@@ -207,20 +216,35 @@ def samples(params: Sequence[Tensor], dtype: torch.dtype) -> list[int] | None:
 
 
 @functools.cache
-def vector_entries(dtype: torch.dtype) -> int | None:
-    """Entries of a vector of torch's kernel; None if it rounds otherwise than the one here.
+def rounding(path: str, dtype: torch.dtype) -> _Rounding | None:
+    """How torch rounds on a path; None if otherwise than the kernel here can.
 
     Found by trying, in a few milliseconds, with numbers that tell the roundings apart.
     """
     if library(dtype) is None:
         return None
-    for entries in (32 // dtype.itemsize, 64 // dtype.itemsize, 16 // dtype.itemsize):
+    if path == "fused":
+        sizes = (32, 64, 16)  # of a vector, in bytes
+        candidates = [_Rounding(size // dtype.itemsize, None) for size in sizes]
+    else:
+        candidates = [_Rounding(0, _roots(dtype)), _Rounding(0, None)]
+    for by in candidates:
         try:
-            if all(_same_bits(rule, state, entries) for rule, state in _trials(dtype)):
-                return entries
+            if all(_same_bits(path, rule, state, by) for rule, state in _trials(dtype)):
+                return by
         except (RuntimeError, TypeError):  # an older torch, which has not all that is needed
             return None
     return None
+
+
+def _roots(dtype: torch.dtype) -> int | None:
+    """Where the function lies that torch takes its square roots from, if MKL is in it."""
+    try:
+        libtorch = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        function = libtorch.vmdSqrt if dtype == torch.float64 else libtorch.vmsSqrt
+    except (OSError, AttributeError):
+        return None
+    return ctypes.cast(function, ctypes.c_void_p).value
 
 
 def _trials(dtype: torch.dtype) -> Iterator[tuple[Rule, tuple[Tensor, ...]]]:
@@ -240,12 +264,28 @@ def _trials(dtype: torch.dtype) -> Iterator[tuple[Rule, tuple[Tensor, ...]]]:
             yield rule, (*(t.clone() for t in state), step)
 
 
-def _same_bits(rule: Rule, state: tuple[Tensor, ...], entries: int) -> bool:
-    param, grad, exp_avg, exp_avg_sq, step = (t.clone() for t in state)
-    step += 1
-    torch_fused_adamw([param], [grad], [exp_avg], [exp_avg_sq], [step], rule)
-    version = state[0]._version
-    ours = _State([0], [state[0]], [state[1]], [state[2]], [state[3]], [state[4]], [rule])
-    ours.update(entries)
-    theirs = (param, grad, exp_avg, exp_avg_sq, step)
-    return state[0]._version > version and all(map(torch.equal, state, theirs))
+def _same_bits(path: str, rule: Rule, state: tuple[Tensor, ...], by: _Rounding) -> bool:
+    lr, weight_decay, beta1, beta2, eps = rule
+    param, grad, exp_avg, exp_avg_sq, step = state
+    theirs = [t.clone() for t in state]
+    params, grads, exp_avgs, exp_avg_sqs, steps = ([t] for t in theirs)
+    torch_adamw(
+        params,
+        grads,
+        exp_avgs,
+        exp_avg_sqs,
+        [],
+        steps,
+        foreach=False,
+        fused=path == "fused",
+        amsgrad=False,
+        maximize=False,
+        lr=lr,
+        weight_decay=weight_decay,
+        beta1=beta1,
+        beta2=beta2,
+        eps=eps,
+    )
+    version = param._version
+    _State([0], [param], [grad], [exp_avg], [exp_avg_sq], [step], [rule]).update(by)
+    return param._version > version and all(map(torch.equal, state, theirs))
