@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.authors_port import AuthorsMetaAdamW
 from benchmarks.models import ParamGroups, all_params
-from metaadamw import MetaAdamW, MetaConfig, ModulatorConfig, windows_preset
+from metaadamw import MetaAdamW, MetaConfig, ModulatorConfig, online_preset, windows_preset
 
 BASELINE = "AdamW fused"
 """What one is: ``torch.optim.AdamW(fused=True)`` with a single param group."""
@@ -87,6 +87,20 @@ def in_windows(name: str) -> Contestant:
     )
 
 
+def two_horizons(name: str, **flags: Any) -> Contestant:
+    """``MetaAdamW`` as ``online_preset`` has it: dearer every fourth step, dear once in a window.
+
+    A step more to a window than there, so that both come together again.
+    """
+    modulator, meta = online_preset(window=76)
+    return Contestant(
+        name,
+        lambda groups: MetaAdamW(groups, modulator=modulator, meta=meta, **flags),
+        ADAMW_BYTES + ONLINE_BYTES / modulator.update_every,
+        meta.window,
+    )
+
+
 def authors(name: str, modulator: ModulatorConfig) -> Contestant:
     """The plain port of the authors' code."""
     return Contestant(name, lambda groups: AuthorsMetaAdamW(groups, modulator, MetaConfig()))
@@ -124,6 +138,7 @@ def for_model() -> Sequence[Contestant]:
     return (
         adamw(BASELINE, fused=True),
         adamw("AdamW foreach", foreach=True),
+        adamw("AdamW by default"),
         metaadamw("MetaAdamW, 2 layers", layers(2)),
         metaadamw("MetaAdamW, 8 layers", layers(8)),
         metaadamw("MetaAdamW, 128 layers", layers(128)),
@@ -132,6 +147,8 @@ def for_model() -> Sequence[Contestant]:
         metaadamw("MetaAdamW online, 2 layers", layers(2), online=True),
         metaadamw("MetaAdamW online, 8 layers", layers(8), online=True),
         in_windows("MetaAdamW in windows"),
+        two_horizons("MetaAdamW at two horizons", fused=True),
+        two_horizons("MetaAdamW at two horizons, by default"),
         authors("authors' code, 8 layers", layers(8)),
         authors("authors' code, 128 layers", layers(128)),
         *peers(),

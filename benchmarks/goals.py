@@ -136,6 +136,7 @@ def _goals() -> Iterator[Goal]:
         ("100 M parameters", large_ratio("MetaAdamW online")),
         ("MiniGPT, in windows", step_ratio("MetaAdamW in windows")),
         ("100 M parameters, in windows", large_ratio("MetaAdamW in windows")),
+        ("MiniGPT, at two horizons", step_ratio("MetaAdamW at two horizons")),
     ):
         yield Goal(f"online step, {where}", 2.5, " ×", number)
     limits = {"exact": 5.6, "finite_difference": 5.5, "forward_difference": 4.5}
