@@ -118,8 +118,8 @@ statistics read the gradient and the first moment before the update, the online 
 four, at two horizons every fourth time, in windows nothing is read between two of them – at
 {section["bandwidth"] / 1e9:.1f} GB/s, which `a += b` reaches here. Whatever is above the
 floor is either work on tensors that are read more often than once or the fixed price of many small
-calls. By default torch takes neither its fused kernel nor foreach on a CPU; MetaAdamW then has the same
-bits, from one pass.
+calls. By default torch takes neither its fused kernel nor foreach on a CPU; MetaAdamW then has the
+same bits, from one pass.
 
 ![Time of step() for every contestant](images/performance-steps.svg)
 
