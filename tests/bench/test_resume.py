@@ -36,7 +36,8 @@ def request(arm: str, **changes) -> RunRequest:
         model = get_task("digits").prepare().build_model()
         groups = [group["name"] for group in fine_grained_groups(model, kinds="extended")]
         alpha = [[0.5] * len(groups), [0.3 + g for g in range(len(groups))]]
-        followed = {"factors": {"groups": groups, "begins": [0, 7], "alpha": alpha}}
+        beta = {"beta": alpha} if "two-horizons" in arm else {}
+        followed = {"factors": {"groups": groups, "begins": [0, 7], "alpha": alpha, **beta}}
     elif ARMS[arm].matches:
         followed = {"mean_alpha": 0.9}
     return RunRequest(task="digits", arm=arm, seed=3, max_steps=STEPS, changes=followed, **changes)
