@@ -60,7 +60,7 @@ def _recorded_factors(path: Path, first: int | None) -> dict[str, Any]:
         for factor in ("alpha", "beta")
     )
     found = {"groups": groups, "begins": begins, "alpha": alpha}
-    return found if first else found | {"beta": beta}  # windows alone say nothing of β
+    return found | {"beta": beta} if first is None else found  # windows say nothing of β
 
 
 def _windows(
