@@ -202,6 +202,19 @@ def test_settings_reach_the_optimizer():
     assert native.group_names == ["group0"]
 
 
+def test_groups_of_a_layer_and_of_a_tensor():
+    model = trainer("metaadamw").model
+    by_layer, by_tensor = (
+        trainer("metaadamw-two-horizons", ablation=f"grouping-{unit}").optimizer
+        for unit in ("layer", "tensor")
+    )
+    assert by_tensor.group_names == [name for name, _ in model.named_parameters()]
+    assert by_layer.group_names == [
+        name for name, module in model.named_modules() if module._parameters
+    ]
+    assert [len(g["params"]) for g in by_tensor.param_groups] == [1] * len(by_tensor.group_names)
+
+
 def test_cosine_ends_at_zero():
     run = trainer("adamw-cosine", epochs=2)
     optimizer, _ = run.optimizer.parts

@@ -40,8 +40,8 @@ def _meta(**values: Any) -> Callable[[dict[str, Any], int], None]:
     return lambda settings, steps_per_epoch: settings["meta"].update(values)
 
 
-def _grouping(settings: dict[str, Any], steps_per_epoch: int) -> None:
-    settings["grouping"] = "native"
+def _grouping(grouping: str) -> Callable[[dict[str, Any], int], None]:
+    return lambda settings, steps_per_epoch: settings.update(grouping=grouping)
 
 
 def _frequency(times: int) -> Callable[[dict[str, Any], int], None]:
@@ -54,7 +54,10 @@ def _frequency(times: int) -> Callable[[dict[str, Any], int], None]:
 ABLATIONS = {
     ablation.name: ablation
     for ablation in (
-        Ablation("grouping-original", "Grouping strategy", "Original", _grouping),
+        Ablation("grouping-original", "Grouping strategy", "Original", _grouping("native")),
+        # Not in the paper: finer than its own.
+        Ablation("grouping-layer", "Grouping strategy", "Per layer", _grouping("layer")),
+        Ablation("grouping-tensor", "Grouping strategy", "Per tensor", _grouping("tensor")),
         Ablation("features-basic", "Feature version", "Basic", _modulator(features="basic")),
         Ablation(
             "features-basic-plus",

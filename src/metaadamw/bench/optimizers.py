@@ -6,7 +6,7 @@ import importlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -134,12 +134,24 @@ def _follow_cosine(optimizer: MetaAdamW, config: RunConfig) -> MetaAdamW:
     return optimizer
 
 
+def _groups(model: nn.Module, grouping: str) -> list[dict[str, Any]]:
+    """One group of all ("native"), one per "layer" or "tensor", or those of a kind and depth."""
+    if grouping in ("extended", "paper"):
+        return fine_grained_groups(model, kinds=cast(Literal["extended", "paper"], grouping))
+    if grouping == "native":
+        return [{"params": list(model.parameters())}]
+    groups: dict[str, list[nn.Parameter]] = {}
+    for name, param in model.named_parameters():
+        key = name.rpartition(".")[0] if grouping == "layer" else name
+        groups.setdefault(key, []).append(param)
+    return [{"params": params, "name": name} for name, params in groups.items()]
+
+
 def metaadamw(model: nn.Module, config: RunConfig) -> MetaAdamW:
     """``MetaAdamW`` as ``config.arm_settings`` says."""
     settings = config.arm_settings
-    grouping = settings["grouping"]
     return MetaAdamW(
-        model.parameters() if grouping == "native" else fine_grained_groups(model, kinds=grouping),
+        _groups(model, settings["grouping"]),
         lr=config.lr,
         betas=config.betas,
         weight_decay=config.weight_decay,
