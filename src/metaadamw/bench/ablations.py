@@ -55,9 +55,9 @@ ABLATIONS = {
     ablation.name: ablation
     for ablation in (
         Ablation("grouping-original", "Grouping strategy", "Original", _grouping("native")),
-        # Not in the paper: finer than its own.
-        Ablation("grouping-layer", "Grouping strategy", "Per layer", _grouping("layer")),
-        Ablation("grouping-tensor", "Grouping strategy", "Per tensor", _grouping("tensor")),
+        # Finer than any of the paper.
+        Ablation("grouping-layer", "Grouping strategy", "Per layer (ours)", _grouping("layer")),
+        Ablation("grouping-tensor", "Grouping strategy", "Per tensor (ours)", _grouping("tensor")),
         Ablation("features-basic", "Feature version", "Basic", _modulator(features="basic")),
         Ablation(
             "features-basic-plus",

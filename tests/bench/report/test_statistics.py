@@ -36,6 +36,14 @@ def test_wilcoxon_by_counting_signs():
     assert paired_statistics([1.0, 2.0, 3.0, 4.0, 5.5]).wilcoxon == pytest.approx(0.0625)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_wilcoxon_of_ties_and_zeros_is_scipys(seed):
+    generator = np.random.default_rng(seed)
+    gains = generator.integers(-3, 4, size=2 + seed) / 7
+    gains[:2] = 1 / 7, -1 / 7
+    assert paired_statistics(gains).wilcoxon == stats.wilcoxon(gains).pvalue
+
+
 def test_interval_is_scipys_bca_and_the_same_every_time():
     expected = stats.bootstrap(
         (np.array(GAINS),),
