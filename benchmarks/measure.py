@@ -85,7 +85,7 @@ def side_by_side(
 
     Args:
         contestants: what to call, by name.
-        rounds: rounds to measure.
+        rounds: rounds to measure; who has a longer period goes on to its end alone.
         warmup: rounds before, not measured.
         periods: calls after which a contestant's cost repeats; 1 where not given.
         seconds: no new round after this time, once every contestant had a whole period.
@@ -109,7 +109,8 @@ def side_by_side(
                 break
             shuffler.shuffle(order)
             for name in order:
-                times[name].append(clock(contestants[name]))
+                if done < max(rounds, periods.get(name, 1)):
+                    times[name].append(clock(contestants[name]))
     finally:
         if collecting:
             gc.enable()

@@ -33,6 +33,11 @@ def test_everybody_is_called_once_a_round():
     assert [sorted(calls[i : i + 3]) for i in range(0, len(calls), 3)] == [["a", "b", "c"]] * 7
 
 
+def test_a_longer_period_is_no_reason_to_call_the_others():
+    timings = side_by_side({"a": lambda: None, "b": lambda: None}, rounds=2, periods={"b": 6})
+    assert {name: timing.rounds for name, timing in timings.items()} == {"a": 2, "b": 6}
+
+
 def test_a_whole_period_is_measured_however_little_time_there_is():
     timings = side_by_side({"a": lambda: None}, rounds=100, periods={"a": 4}, seconds=0.0)
     assert timings["a"].rounds == 4
