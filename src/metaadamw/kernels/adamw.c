@@ -52,18 +52,43 @@ INLINE void moments(Numbers c, REAL grad, REAL *exp_avg, REAL *exp_avg_sq, int l
                        : FUSED(c.beta2_rest * grad, grad, v * c.beta2);
 }
 
+/* Eqs. 3 and 4 of an entry. */
+INLINE void move(Numbers c, REAL *param, REAL exp_avg, REAL root) {
+    *param = *param * c.decay + c.step_size * exp_avg / (root / c.root + c.eps);
+}
+
 /* n entries, those from `whole` on `last`; adds the squares of param and exp_avg_sq. */
-INLINE void block(Numbers c, Roots roots_of, REAL *restrict param, const REAL *restrict grad,
+INLINE void block(Numbers c, REAL *restrict param, const REAL *restrict grad,
                   REAL *restrict exp_avg, REAL *restrict exp_avg_sq, int64_t whole, int64_t n,
                   double *squares) {
+    REAL params[LANES] = {0}, exp_avg_sqs[LANES] = {0}, sums[2] = {0, 0}; /* in the order of `dot` */
+    int64_t even = n / LANES * LANES;
+    for (int64_t i = 0; i < even; i += LANES)
+#pragma omp simd
+        for (int j = 0; j < LANES; j++) {
+            moments(c, grad[i + j], exp_avg + i + j, exp_avg_sq + i + j, 0);
+            move(c, param + i + j, exp_avg[i + j], SQRT(exp_avg_sq[i + j]));
+            params[j] += param[i + j] * param[i + j];
+            exp_avg_sqs[j] += exp_avg_sq[i + j] * exp_avg_sq[i + j];
+        }
+    for (int64_t i = even; i < n; i++) {
+        moments(c, grad[i], exp_avg + i, exp_avg_sq + i, i >= whole);
+        move(c, param + i, exp_avg[i], SQRT(exp_avg_sq[i]));
+        sums[0] += param[i] * param[i];
+        sums[1] += exp_avg_sq[i] * exp_avg_sq[i];
+    }
+    for (int j = 0; j < LANES; j++) sums[0] += params[j], sums[1] += exp_avg_sqs[j];
+    if (squares) squares[0] += sums[0], squares[1] += sums[1];
+}
+
+/* The same with square roots that a function takes, of many numbers at once; no entry is `last`. */
+INLINE void block_with(Roots roots_of, Numbers c, REAL *restrict param, const REAL *restrict grad,
+                       REAL *restrict exp_avg, REAL *restrict exp_avg_sq, int64_t n,
+                       double *squares) {
     REAL roots[BLOCK];
-    whole = whole < 0 ? 0 : whole < n ? whole : n;
-    for (int64_t i = 0; i < whole; i++) moments(c, grad[i], exp_avg + i, exp_avg_sq + i, 0);
-    for (int64_t i = whole; i < n; i++) moments(c, grad[i], exp_avg + i, exp_avg_sq + i, 1);
-    if (roots_of) roots_of((int32_t)n, exp_avg_sq, roots, MODE);
-    else for (int64_t i = 0; i < n; i++) roots[i] = SQRT(exp_avg_sq[i]);
-    for (int64_t i = 0; i < n; i++) /* Eqs. 3 and 4 */
-        param[i] = param[i] * c.decay + c.step_size * exp_avg[i] / (roots[i] / c.root + c.eps);
+    for (int64_t i = 0; i < n; i++) moments(c, grad[i], exp_avg + i, exp_avg_sq + i, 0);
+    roots_of((int32_t)n, exp_avg_sq, roots, MODE);
+    for (int64_t i = 0; i < n; i++) move(c, param + i, exp_avg[i], roots[i]);
     if (squares) squares[0] += dot(param, param, n), squares[1] += dot(exp_avg_sq, exp_avg_sq, n);
 }
 
@@ -71,9 +96,11 @@ FOR_EVERY_PROCESSOR
 static void part(Numbers c, Roots roots, REAL *param, const REAL *grad, REAL *exp_avg,
                  REAL *exp_avg_sq, Task task, int64_t whole, double *squares) {
     if (squares) squares[0] = squares[1] = 0;
-    for (int64_t at = task.begin; at < task.end; at += BLOCK)
-        block(c, roots, param + at, grad + at, exp_avg + at, exp_avg_sq + at, whole - at,
-              task.end - at < BLOCK ? task.end - at : BLOCK, squares);
+    for (int64_t at = task.begin; at < task.end; at += BLOCK) {
+        int64_t n = task.end - at < BLOCK ? task.end - at : BLOCK;
+        if (roots) block_with(roots, c, param + at, grad + at, exp_avg + at, exp_avg_sq + at, n, squares);
+        else block(c, param + at, grad + at, exp_avg + at, exp_avg_sq + at, whole - at, n, squares);
+    }
 }
 
 /* A few entries of every tensor, and its address, mixed into one number. */
