@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from metaadamw import MetaConfig, ModulatorConfig
-from metaadamw.groups import is_bias
+from metaadamw import Attention, LookAhead
+from metaadamw.grouping.fine_grained import is_bias
 
 LossFunction = Callable[[Any, Any], Tensor]
 
@@ -41,8 +41,8 @@ class AuthorsMetaAdamW(torch.optim.Optimizer):
     def __init__(
         self,
         groups: Sequence[dict[str, Any]],
-        modulator: ModulatorConfig,
-        meta: MetaConfig,
+        modulator: Attention,
+        meta: LookAhead,
         *,
         lr: float = 5e-4,
         betas: tuple[float, float] = (0.9, 0.999),

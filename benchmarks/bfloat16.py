@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metaadamw.bench.tasks.pydoc import CharacterTransformer, cross_entropy, load
-from metaadamw.master_weights import join, split
+from metaadamw.state.master_weights import join, split
+from metaadamw_bench.tasks.pydoc import CharacterTransformer, cross_entropy, load
 
 LR, WEIGHT_DECAY, BETAS, EPS = 1e-4, 0.1, (0.9, 0.999), 1e-8
 START_LR, START_STEPS, BATCH = 3e-3, 200, 16

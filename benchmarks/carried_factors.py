@@ -5,25 +5,31 @@ whatever the task. Half of that, on the log scale, is where their factors may st
 
     python -m benchmarks.carried_factors
 
-reads the runs of metaadamw-slow-mean in results/small, and writes the table that the package ships
-and, for each task, the one that its own runs have no part in: what the bench compares with.
+reads the runs of metaadamw-slow-mean in results/, packed or not, and writes the table that the
+package ships and, for each task, the one that its own runs have no part in: what the bench compares
+with.
 """
 
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable
+from functools import cache
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from metaadamw.carried import TABLES
+from metaadamw.modulators.carried import TABLES
+from metaadamw_bench.run_directory import MODULATION
+from metaadamw_bench.run_files import RunFiles
+from metaadamw_bench.stored_runs import find_runs
 
 ROOT = Path(__file__).parents[1]
-RUNS = ROOT / "results" / "small" / "clean-small"
+RUNS = ROOT / "results"
 ARM = "metaadamw-slow-mean"
 TASKS = ("etth1", "wikitext2", "multi30k", "cifar10", "imdb")
 SEEDS = range(5)
@@ -33,10 +39,20 @@ SHARE = 0.5
 Places = dict[str, float]
 
 
-def end_of(run: Path) -> Places:
+@cache
+def runs() -> dict[str, RunFiles]:
+    """All runs, by their places in there."""
+    return {run.path: run.files for run in find_runs([RUNS])}
+
+
+def run_of(task: str, seed: int) -> RunFiles:
+    """A run of the arm."""
+    return runs()[f"{RUNS.name}/small/clean-small/{task}/{ARM}/seed{seed}"]
+
+
+def end_of(run: RunFiles) -> Places:
     """log α of each group after the last step, relative to the mean over the groups."""
-    with (run / "modulation.csv").open(newline="") as file:
-        last = list(csv.DictReader(file))[-1]
+    last = list(csv.DictReader(io.StringIO(run.read_text(MODULATION), newline="")))[-1]
     suffix = "/alpha"
     logs = {k.removesuffix(suffix): math.log(float(v)) for k, v in last.items() if suffix in k}
     mean = fmean(logs.values())
@@ -83,7 +99,7 @@ def table(tasks: Collection[Places]) -> Places:
 
 def tables() -> dict[str, Any]:
     """Of all tasks together, and for each task of the others."""
-    ends = {t: mean_of(end_of(RUNS / t / ARM / f"seed{s}") for s in SEEDS) for t in TASKS}
+    ends = {t: mean_of(end_of(run_of(t, s)) for s in SEEDS) for t in TASKS}
     return {
         "all": table(ends.values()),
         "without": {t: table([end for o, end in ends.items() if o != t]) for t in TASKS},

@@ -4,7 +4,7 @@ On a donor task the Transformer in windows runs with a seed that no report has, 
 ends with are kept. On another task it then starts with them, and beside that at the identity as it
 always does, over the same seeds.
 
-    python -m benchmarks.carry_over --data-dir DIR --out runs/carry-over --identity results/small
+    python -m benchmarks.carry_over --data-dir DIR --out runs/carry-over --identity results
 
 writes benchmarks/results/carry-over.json. Finished runs are not repeated; those that start at the
 identity are taken from ``--identity`` where they are there.
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+from collections.abc import Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -24,15 +25,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from metaadamw import MetaAdamW, checkpoint
-from metaadamw.bench.arm import Arm
-from metaadamw.bench.arms import TUNING_SEED, get_arm
-from metaadamw.bench.config import RunConfig, RunRequest
-from metaadamw.bench.optimizers import Stepper
-from metaadamw.bench.places import run_place
-from metaadamw.bench.report.comparison import paired_statistics
-from metaadamw.bench.run_directory import CHECKPOINT, SUMMARY, RunDirectory
-from metaadamw.bench.runs import RunOptions, execute
+from metaadamw import MetaAdamW
+from metaadamw.state import checkpoint
+from metaadamw_bench.arm import Arm
+from metaadamw_bench.arms import TUNING_SEED, get_arm
+from metaadamw_bench.config import RunConfig, RunRequest
+from metaadamw_bench.optimizers import Stepper
+from metaadamw_bench.places import run_place
+from metaadamw_bench.report.comparison import paired_statistics
+from metaadamw_bench.report.setting import Setting
+from metaadamw_bench.run_directory import CHECKPOINT, CONFIG, SUMMARY
+from metaadamw_bench.runs import RunOptions, execute
+from metaadamw_bench.stored_runs import StoredRun, find_runs
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "carry-over.json"
@@ -90,10 +94,16 @@ def run(request: RunRequest, root: Path, options: RunOptions, donor: str | None)
     return execute(request, run_place(root, request), options, arm=arm)
 
 
-def known(request: RunRequest, root: Path | None) -> Summary | None:
+def known(request: RunRequest, runs: Iterable[StoredRun]) -> Summary | None:
     """A run that somebody has done before."""
-    summary = None if root is None else RunDirectory(run_place(root, request)).read_json(SUMMARY)
-    return summary if summary and summary["status"] == "finished" else None
+    place = run_place(Path(), request).parts
+    for run in runs:
+        if run.files.path.parts[-len(place) :] == place:
+            config, summary = run.files.read_json(CONFIG), run.files.read_json(SUMMARY)
+            same = config is not None and Setting.of(config).epochs == request.epochs
+            if same and summary is not None and summary["status"] == "finished":
+                return summary
+    return None
 
 
 def metric(summary: Summary) -> float:
@@ -109,7 +119,11 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--data-dir", type=Path, help="where the data are")
     parser.add_argument("--out", type=Path, required=True, help="where the runs are kept")
-    parser.add_argument("--identity", type=Path, help="runs that start at the identity")
+    parser.add_argument(
+        "--identity",
+        type=Path,
+        help="directory or packed file with runs that start at the identity",
+    )
     parser.add_argument("--pairs", default=",".join(map(":".join, PAIRS)), help="donor:task, …")
     parser.add_argument("--seeds", type=int, default=5, help="paired seeds, from 0")
     parser.add_argument("--epochs", type=int, help="instead of the task's own number")
@@ -120,12 +134,13 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("--identity holds runs of the task's own number of epochs, not of --epochs")
     pairs = [tuple(pair.split(":")) for pair in options.pairs.split(",")]
     how = RunOptions(data_dir=options.data_dir, shown=False)
+    identity = find_runs([options.identity]) if options.identity else []
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.jobs, mp_context=context) as pool:
 
         def begin(task: str, seed: int, donor: str | None = None) -> Future[Summary]:
             request = RunRequest(task=task, arm=ARM, seed=seed, epochs=options.epochs)
-            found = known(request, options.identity) if donor is None else None
+            found = known(request, identity) if donor is None else None
             if found is None:
                 return pool.submit(run, request, options.out, how, donor)
             done: Future[Summary] = Future()

@@ -11,7 +11,15 @@ import torch
 
 from benchmarks.authors_port import AuthorsMetaAdamW
 from benchmarks.models import ParamGroups, all_params
-from metaadamw import MetaAdamW, MetaConfig, ModulatorConfig, online_preset, windows_preset
+from metaadamw import (
+    Attention,
+    Factors,
+    Hypergradient,
+    LookAhead,
+    MetaAdamW,
+    TwoHorizons,
+    Windows,
+)
 
 BASELINE = "AdamW fused"
 """What one is: ``torch.optim.AdamW(fused=True)`` with a single param group."""
@@ -46,10 +54,10 @@ ONLINE_BYTES = 16.0
 """⟨g, d⟩ of the last step needs g, θ, m and v before they change."""
 
 
-def layers(count: int, *, update_every: int = 1) -> ModulatorConfig:
+def layers(count: int, *, update_every: int = 1) -> Attention:
     """A modulator as in the paper's Table 4: six heads, hidden dimension 16 or 64."""
     hidden = 64 if count >= 64 else 16
-    return ModulatorConfig(
+    return Attention(
         layers=count, heads=6, hidden_dim=hidden, init="xavier", update_every=update_every
     )
 
@@ -61,49 +69,47 @@ def adamw(name: str, **flags: Any) -> Contestant:
     )
 
 
-def metaadamw(
-    name: str, modulator: ModulatorConfig, *, online: bool = False, **flags: Any
-) -> Contestant:
+def metaadamw(name: str, modulator: Attention, *, online: bool = False, **flags: Any) -> Contestant:
     """``MetaAdamW`` with the given modulator, learning at every step if ``online``."""
     flags = {"fused": True, **flags}
-    meta = MetaConfig(mode="online" if online else "lookahead")
+    meta = Hypergradient() if online else LookAhead()
     extra = ONLINE_BYTES if online else STATISTICS_BYTES
     return Contestant(
         name,
-        lambda groups: MetaAdamW(groups, modulator=modulator, meta=meta, **flags),
+        lambda groups: MetaAdamW(groups, modulator=modulator, learning=meta, **flags),
         ADAMW_BYTES + extra / modulator.update_every,
         modulator.update_every,
     )
 
 
 def in_windows(name: str) -> Contestant:
-    """``MetaAdamW`` as ``windows_preset`` has it: dear in one step of 75 or more."""
-    modulator, meta = windows_preset()
+    """``MetaAdamW`` as ``Windows`` makes it: dear in one step of 75 or more."""
+    modulator, meta = (Factors(), Windows())
     return Contestant(
         name,
-        lambda groups: MetaAdamW(groups, modulator=modulator, meta=meta, fused=True),
+        lambda groups: MetaAdamW(groups, modulator=modulator, learning=meta, fused=True),
         ADAMW_BYTES,
         meta.window,
     )
 
 
 def two_horizons(name: str, **flags: Any) -> Contestant:
-    """``MetaAdamW`` as ``online_preset`` has it: dearer every fourth step, dear once in a window.
+    """``MetaAdamW`` as it is by default: dearer every fourth step, dear once in a window.
 
     A step more to a window than there, so that both come together again.
     """
-    modulator, meta = online_preset(window=76)
+    modulator, meta = (Factors(), TwoHorizons(window=76))
     return Contestant(
         name,
-        lambda groups: MetaAdamW(groups, modulator=modulator, meta=meta, **flags),
+        lambda groups: MetaAdamW(groups, modulator=modulator, learning=meta, **flags),
         ADAMW_BYTES + ONLINE_BYTES / modulator.update_every,
         meta.window,
     )
 
 
-def authors(name: str, modulator: ModulatorConfig) -> Contestant:
+def authors(name: str, modulator: Attention) -> Contestant:
     """The plain port of the authors' code."""
-    return Contestant(name, lambda groups: AuthorsMetaAdamW(groups, modulator, MetaConfig()))
+    return Contestant(name, lambda groups: AuthorsMetaAdamW(groups, modulator, LookAhead()))
 
 
 def peers() -> list[Contestant]:

@@ -34,9 +34,9 @@ def measure(task: Task, quick: bool) -> dict[str, Any]:
     batches = [task.batch(size) for _ in range(4)]
     halves = [task.batch(max(1, size // 2)) for _ in range(2)]
     model = task.build()
-    modulator, meta = paper_preset(task.name)
+    modulator, meta = paper_preset(task.name).values()
     groups = fine_grained_groups(model, kinds="paper")
-    ours = MetaAdamW(groups, lr=5e-4, modulator=modulator, meta=meta, fused=True)
+    ours = MetaAdamW(groups, lr=5e-4, modulator=modulator, learning=meta, fused=True)
     others = {
         "adamw": torch.optim.AdamW(all_params(twins(groups)), lr=5e-4, fused=True),
         "authors": AuthorsMetaAdamW(twins(groups), modulator, meta),

@@ -35,8 +35,8 @@ from benchmarks.models import (
     token_batch,
     twins,
 )
-from metaadamw import MetaAdamW, MetaConfig, fine_grained_groups
-from metaadamw.bench.models.language_model import LanguageModel
+from metaadamw import Hypergradient, LookAhead, MetaAdamW, fine_grained_groups
+from metaadamw_bench.models.language_model import LanguageModel
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
 Section = dict[str, Any]
@@ -147,7 +147,7 @@ class Bench:
                 twins(groups),
                 lr=torch.tensor(1e-3, device=self.device),
                 modulator=layers(2),
-                meta=MetaConfig(mode=mode),
+                learning=LookAhead() if mode == "lookahead" else Hypergradient(),
                 fused=fused,
                 capturable=True,
             )
@@ -245,9 +245,13 @@ class Bench:
             optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, fused=True)
         else:
             mode = "online" if name == "online" else "lookahead"
-            meta = MetaConfig(mode=mode, every=10, hvp="finite_difference")
+            meta = (
+                LookAhead(every=10, hvp="finite_difference")
+                if mode == "lookahead"
+                else Hypergradient()
+            )
             groups = fine_grained_groups(model)
-            optimizer = MetaAdamW(groups, lr=3e-4, modulator=layers(2), meta=meta, fused=True)
+            optimizer = MetaAdamW(groups, lr=3e-4, modulator=layers(2), learning=meta, fused=True)
         losses, times = [], []
         if self.cuda:
             torch.cuda.reset_peak_memory_stats(self.device)

@@ -23,7 +23,7 @@ from torch import nn
 from benchmarks.authors_port import AuthorsMetaAdamW
 from benchmarks.models import Batch, all_params, square, wide_model
 from benchmarks.tasks import TASKS
-from metaadamw import MetaAdamW, MetaConfig, ModulatorConfig, fine_grained_groups, paper_preset
+from metaadamw import Attention, LookAhead, MetaAdamW, fine_grained_groups, paper_preset
 
 WIDE = "wide"
 """50 M parameters and a batch of 4: parameters dominate."""
@@ -52,7 +52,7 @@ def setting(name: str, quick: bool) -> tuple[nn.Module, list[Batch], Callable[..
     if name == WIDE:
         dim = 256 if quick else 2048
         batches: list[Batch] = [(torch.randn(4, dim),) for _ in range(4)]
-        return wide_model(dim), batches, square, ModulatorConfig(init="xavier"), MetaConfig()
+        return wide_model(dim), batches, square, Attention(init="xavier"), LookAhead()
     task = TASKS[name]
     batches = [task.batch(2 if quick else task.batch_size) for _ in range(4)]
     return task.build(), batches, task.loss, *paper_preset(name)
@@ -72,7 +72,7 @@ def measure(name: str, mode: str, quick: bool) -> dict[str, int]:
         optimizer = AuthorsMetaAdamW(groups, modulator, meta)
     else:
         meta = replace(meta, hvp=mode)
-        optimizer = MetaAdamW(groups, modulator=modulator, meta=meta, fused=True)
+        optimizer = MetaAdamW(groups, modulator=modulator, learning=meta, fused=True)
     reset_peak()
     for _ in range(2):  # in the first there are no moments yet
         optimizer.zero_grad()
@@ -98,7 +98,7 @@ def _wake_up() -> None:
     """Load what torch and the library load at first use, before memory is counted."""
     layer = nn.TransformerEncoderLayer(8, 1, 8, batch_first=True)
     batch = (torch.randn(64, 2, 8),)
-    optimizer = MetaAdamW(layer.parameters(), fused=True)
+    optimizer = MetaAdamW(layer.parameters(), fused=True, learning="lookahead")
     square(layer, batch).backward()
     optimizer.step()
     optimizer.update_attention(layer, square, batch, batch, batch)

@@ -12,8 +12,8 @@ from benchmarks.authors_port import AuthorsMetaAdamW
 from benchmarks.contestants import layers
 from benchmarks.measure import side_by_side
 from benchmarks.models import cross_entropy, mini_gpt, mini_gpt_batch, model_groups, twins
-from metaadamw import MetaAdamW, MetaConfig
-from metaadamw.evaluation import twice_differentiable
+from metaadamw import LookAhead, MetaAdamW
+from metaadamw.learning.lookahead.evaluation import twice_differentiable
 
 PRODUCTS = {
     "exact": "exact product",
@@ -49,7 +49,7 @@ def run(quick: bool, advance: Callable[[], None]) -> dict[str, Any]:
     }
     floors = {PASS: 1.0, "forward": 1 / 3, "gradient and product": 3.0}
     for hvp, label in PRODUCTS.items():
-        optimizer = MetaAdamW(groups, modulator=modulator, meta=MetaConfig(hvp=hvp), fused=True)
+        optimizer = MetaAdamW(groups, modulator=modulator, learning=LookAhead(hvp=hvp), fused=True)
         optimizer.step()
         contestants[label] = _meta_update(optimizer, model, batches)
         contestants[f"{label}, training gradient as B1"] = _after_backward(
@@ -57,7 +57,7 @@ def run(quick: bool, advance: Callable[[], None]) -> dict[str, Any]:
         )
         floors[label] = FLOOR[hvp]
         floors[f"{label}, training gradient as B1"] = FLOOR[hvp] - 1
-    authors = AuthorsMetaAdamW(twins(groups), modulator, MetaConfig())
+    authors = AuthorsMetaAdamW(twins(groups), modulator, LookAhead())
     authors.step()
     contestants["authors' code"] = lambda: authors.update_attention(model, cross_entropy, *batches)
 

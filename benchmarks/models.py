@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from metaadamw import fine_grained_groups
-from metaadamw.bench.models.language_model import LanguageModel
+from metaadamw_bench.models.language_model import LanguageModel
 
 Batch = tuple[Tensor, ...]
 ParamGroups = list[dict[str, Any]]

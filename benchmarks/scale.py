@@ -30,7 +30,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from benchmarks import scale_model
 from benchmarks.measure import environment
-from metaadamw import MetaAdamW, MetaConfig, fine_grained_groups
+from metaadamw import Hypergradient, LookAhead, MetaAdamW, fine_grained_groups
 
 ROOT = Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "benchmarks" / "results" / "scale.json", ROOT / "docs" / "scale.md"
@@ -135,8 +135,10 @@ def measure(width: int, sharded: bool, online: bool) -> dict[str, Any]:
         fully_shard(model)
     else:
         model = DistributedDataParallel(model)
-    meta = MetaConfig(mode="online" if online else "lookahead", every=1, hvp="finite_difference")
-    optimizer = MetaAdamW(fine_grained_groups(model), lr=1e-4, meta=meta, foreach=False)
+    meta = Hypergradient() if online else LookAhead(every=1, hvp="finite_difference")
+    optimizer = MetaAdamW(
+        fine_grained_groups(model), lr=1e-4, modulator="attention", learning=meta, foreach=False
+    )
     batches = [torch.randn(BATCH, 16) for _ in range(3)]
 
     def train() -> None:

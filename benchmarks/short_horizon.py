@@ -4,8 +4,8 @@ The loss is ½ Σ hᵢ θᵢ², its gradients carry noise of variance hᵢ.
 
 1. Adam runs with every constant learning rate, twenty copies each. Noted are the loss after T
    steps and what a signal says in the second half: the cosine of one step with the next gradient,
-   and that of two windows of K steps (``metaadamw.window``). A good signal changes its sign at the
-   best rate.
+   and that of two windows of K steps (``metaadamw.learning.windows``). A good signal changes its
+   sign at the best rate.
 2. ``MetaAdamW``, five groups, learning in windows, from single steps and from both, runs at base
    learning rates over two orders of magnitude, beside Adam with the best constant rate and with the
    best linear decay to zero. Noted are the final loss and where the learning rates are by then.
@@ -28,7 +28,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metaadamw import MetaAdamW, MetaConfig, ModulatorConfig, online_preset, windows_preset
+from metaadamw import (
+    Factors,
+    Hypergradient,
+    MetaAdamW,
+    TwoHorizons,
+    Windows,
+)
 
 ROOT = Path(__file__).parents[1]
 RATES = [10 ** (-3.5 + i / 6) for i in range(16)]
@@ -138,20 +144,18 @@ def best_adam(rates: list[float], steps: int, factor: Callable[[int], float]) ->
     return {"rate": rates[best], "loss": losses[best].item()}
 
 
-def presets() -> dict[str, tuple[ModulatorConfig, MetaConfig]]:
+def presets() -> dict[str, tuple[Any, Any]]:
     """Windows, the same with every factor going its own way, single steps alone, and both."""
-    modulator, meta = windows_preset()
+    modulator, meta = (Factors(), Windows())
     return {
         "windows": (modulator, meta),
         "windows, mean_speed 1": (modulator, replace(meta, mean_speed=1.0)),
-        "single steps": online_preset(window=1),
-        "two horizons": online_preset(),
+        "single steps": (Factors(), Hypergradient()),
+        "two horizons": (Factors(), TwoHorizons()),
     }
 
 
-def of_preset(
-    preset: tuple[ModulatorConfig, MetaConfig], base: float, steps: int, seed: int
-) -> tuple[float, float]:
+def of_preset(preset: tuple[Any, Any], base: float, steps: int, seed: int) -> tuple[float, float]:
     """Final loss, and the groups' mean learning rate then, of MetaAdamW with a factor for each."""
     modulator, meta = preset
     theta = torch.ones(DIMENSION, dtype=torch.float64)
@@ -163,7 +167,7 @@ def of_preset(
         eps=EPS,
         weight_decay=0.0,
         modulator=modulator,
-        meta=meta,
+        learning=meta,
     )
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):

@@ -19,9 +19,9 @@ from benchmarks.models import (
     twins,
 )
 from metaadamw import MetaAdamW
-from metaadamw.directions import LastDirections
-from metaadamw.features import tensor_columns
-from metaadamw.online import ONLINE_PRODUCTS
+from metaadamw.learning.hypergradient import ONLINE_PRODUCTS
+from metaadamw.statistics.features import tensor_columns
+from metaadamw.update.directions import LastDirections
 
 Section = dict[str, Any]
 
@@ -89,7 +89,7 @@ def parts(groups: ParamGroups, encoder_layers: int, quick: bool) -> Section:
     return {
         "layers": encoder_layers,
         "flops": encoder_flops(
-            len(groups), dim, optimizer.modulator.config.hidden_dim, encoder_layers
+            len(groups), dim, optimizer.modulator.options.hidden_dim, encoder_layers
         ),
         **{name: asdict(timing) for name, timing in timings.items()},
     }
@@ -102,8 +102,8 @@ def online_parts(groups: ParamGroups, quick: bool) -> Section:
     assert isinstance(optimizer, MetaAdamW)
     for _ in range(2):
         optimizer.step()
-    learner = optimizer._learning
-    tokens, last = optimizer._tokens(), learner.last
+    learner = optimizer._controller
+    tokens, last = optimizer._tokens(), learner.learning.last
     assert last is not None
     columns = {
         **tensor_columns(tokens),
@@ -115,7 +115,9 @@ def online_parts(groups: ParamGroups, quick: bool) -> Section:
         {
             "step": optimizer.step,
             "reading": lambda: learner.layout.products(columns, pairs),
-            "learning": lambda: learner._learn(learner.optimizer, last.features, *signals),
+            "learning": lambda: learner.learning.move(
+                learner.learning.optimizer, last.features, *signals
+            ),
         },
         rounds=4 if quick else 60,
     )

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.models import Batch, cross_entropy, token_batch
-from metaadamw.bench.models.forecaster import Forecaster
-from metaadamw.bench.models.language_model import LanguageModel
-from metaadamw.bench.models.resnet import ResNet
-from metaadamw.bench.models.sentiment import Sentiment
-from metaadamw.bench.models.translator import Translator
+from metaadamw_bench.models.forecaster import Forecaster
+from metaadamw_bench.models.language_model import LanguageModel
+from metaadamw_bench.models.resnet import ResNet
+from metaadamw_bench.models.sentiment import Sentiment
+from metaadamw_bench.models.translator import Translator
 
 WORDS, GERMAN, REVIEWED = 10_000, 8_000, 25_000
 """Vocabularies of WikiText-2, Multi30k (about) and IMDB."""

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metaadamw.bench.arms import get_arm
-from metaadamw.bench.config import RunRequest
-from metaadamw.bench.models.language_model import LanguageModel
-from metaadamw.bench.runs import RunOptions, execute, prepare
+from metaadamw_bench.arms import get_arm
+from metaadamw_bench.config import RunRequest
+from metaadamw_bench.models.language_model import LanguageModel
+from metaadamw_bench.runs import RunOptions, execute, prepare
 
 RESULTS = Path(__file__).parent / "results" / "unrecorded_details.json"
 _DROPOUT = 0.2

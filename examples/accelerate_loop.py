@@ -1,6 +1,6 @@
 """A training loop with Accelerate: accumulation, clipping, schedule, meta-updates, exact resume.
 
-    pip install 'metaadamw[accelerate]'
+    pip install '.[accelerate]'
     accelerate launch examples/accelerate_loop.py runs/accelerate
     accelerate launch --multi_gpu --num_processes 2 examples/accelerate_loop.py runs/two
 
@@ -20,9 +20,16 @@ from accelerate.utils import send_to_device, set_seed
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from metaadamw import MetaAdamW, MetaConfig, NumberedBatches, fine_grained_groups
+from metaadamw import Hypergradient, LookAhead, MetaAdamW, NumberedBatches, fine_grained_groups
 
 CONTEXT = 16
+
+
+def _learning(mode: str) -> LookAhead | Hypergradient:
+    """Look-ahead calls for meta-updates; "online" learns inside ``step()``."""
+    if mode == "lookahead":
+        return LookAhead(every=5, optimizer="adam")
+    return Hypergradient()
 
 
 class NextCharacter(nn.Module):
@@ -88,7 +95,8 @@ def train(output: Path, mode: str, steps: int) -> list[float]:
     meta_optimizer = MetaAdamW(  # Accelerate wraps it; meta-updates are called on this one
         fine_grained_groups(model),
         lr=3e-3,
-        meta=MetaConfig(mode=mode, every=5, optimizer="adam"),
+        modulator="attention",
+        learning=_learning(mode),
         total_steps=steps,
     )
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(

@@ -15,7 +15,7 @@ from pydoc_data.topics import topics
 import torch
 from torch import Tensor, nn
 
-from metaadamw import MetaAdamW, MetaConfig, NumberedBatches, fine_grained_groups
+from metaadamw import LookAhead, MetaAdamW, NumberedBatches, fine_grained_groups
 
 CONTEXT, WIDTH = 16, 64
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -39,7 +39,7 @@ def train(backend: str, steps: int) -> tuple[float, MetaAdamW]:
     optimizer = MetaAdamW(
         fine_grained_groups(model),  # named as those of the model that was compiled
         lr=1e-3,
-        meta=MetaConfig(every=20, optimizer="adam", lr=1e-3),
+        learning=LookAhead(every=20, optimizer="adam", lr=1e-3),
     )
     batches, more = (NumberedBatches(examples, 64, seed=seed) for seed in (0, 1))
     held_out = NumberedBatches(validation[:2000], 64)

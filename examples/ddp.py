@@ -17,9 +17,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from metaadamw import MetaAdamW, MetaConfig, NumberedBatches, fine_grained_groups
+from metaadamw import Hypergradient, LookAhead, MetaAdamW, NumberedBatches, fine_grained_groups
 
 CONTEXT, WIDTH = 32, 32
+
+
+def _learning(mode: str) -> LookAhead | Hypergradient:
+    """Look-ahead calls for meta-updates; "online" learns inside ``step()``."""
+    if mode == "lookahead":
+        return LookAhead(every=10, lr=1e-2, optimizer="adam")
+    return Hypergradient(lr=1e-2)
 
 
 class Model(nn.Module):
@@ -105,7 +112,8 @@ def main() -> None:
     optimizer = MetaAdamW(
         fine_grained_groups(model),
         lr=3e-3,
-        meta=MetaConfig(mode=options.mode, every=10, lr=1e-2, optimizer="adam"),
+        modulator="attention",
+        learning=_learning(options.mode),
     )
     train(model, optimizer, device, options.steps)
     dist.destroy_process_group()

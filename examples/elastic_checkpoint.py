@@ -1,6 +1,6 @@
 """Sharded training that survives the loss of any of its processes.
 
-    pip install 'metaadamw[bench]'
+    pip install . ./bench
     torchrun --standalone --nproc-per-node 2 examples/elastic_checkpoint.py runs/elastic
 
 Kill one of the processes, or all, and give the same command again: it goes on from the last
@@ -21,8 +21,8 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.fsdp import fully_shard
 
-from metaadamw import MetaAdamW, MetaConfig, fine_grained_groups
-from metaadamw.bench.tasks import get_task
+from metaadamw import Hypergradient, MetaAdamW, fine_grained_groups
+from metaadamw_bench.tasks import get_task
 
 BATCH = 16
 
@@ -82,7 +82,7 @@ def main() -> None:
         fully_shard(layer)
     fully_shard(model)
     groups = fine_grained_groups(model)
-    optimizer = MetaAdamW(groups, lr=task.lr, meta=MetaConfig(mode="online"))
+    optimizer = MetaAdamW(groups, lr=task.lr, modulator="attention", learning=Hypergradient())
 
     start = 0
     if checkpoint := last_checkpoint(options.run):

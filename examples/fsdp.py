@@ -15,7 +15,14 @@ import torch.distributed as dist
 from ddp import Model, start, train
 from torch.distributed.fsdp import fully_shard
 
-from metaadamw import MetaAdamW, MetaConfig, fine_grained_groups
+from metaadamw import Hypergradient, LookAhead, MetaAdamW, fine_grained_groups
+
+
+def _learning(mode: str) -> LookAhead | Hypergradient:
+    """Look-ahead calls for meta-updates; "online" learns inside ``step()``."""
+    if mode == "lookahead":
+        return LookAhead(every=10, lr=1e-2, optimizer="adam")
+    return Hypergradient(lr=1e-2)
 
 
 def main() -> None:
@@ -33,7 +40,8 @@ def main() -> None:
     optimizer = MetaAdamW(  # after fully_shard: its parameters are new ones
         fine_grained_groups(model),
         lr=3e-3,
-        meta=MetaConfig(mode=options.mode, every=10, lr=1e-2, optimizer="adam"),
+        modulator="attention",
+        learning=_learning(options.mode),
     )
     train(model, optimizer, device, options.steps)
     dist.destroy_process_group()

@@ -1,6 +1,6 @@
 """A small GPT-2 or BERT in the Hugging Face Trainer, on Python's own documentation.
 
-    pip install 'metaadamw[transformers]'
+    pip install '.[transformers]'
     python examples/huggingface_trainer.py runs/gpt2
     python examples/huggingface_trainer.py runs/bert --architecture bert --mode lookahead
 
@@ -28,12 +28,19 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
-from metaadamw import MetaConfig
+from metaadamw import Hypergradient, LookAhead
 from metaadamw.integrations.transformers import MetaAdamWCallback, fine_grained
 
 CONTEXT = 64
 MASK = 128  # tokens are ASCII characters, 0 to 127; BERT has one more
 Examples = list[dict[str, Tensor]]
+
+
+def _learning(mode: str) -> LookAhead | Hypergradient:
+    """Look-ahead calls for meta-updates; "online" learns inside ``step()``."""
+    if mode == "lookahead":
+        return LookAhead(every=5, optimizer="adam")
+    return Hypergradient()
 
 
 def build_model(architecture: str) -> PreTrainedModel:
@@ -89,7 +96,10 @@ def build_trainer(output: Path, architecture: str, mode: str, **arguments: Any) 
         train_dataset=train,
         eval_dataset=validation,
         optimizer_cls_and_kwargs=fine_grained(  # here
-            model, lr=1e-2, meta=MetaConfig(mode=mode, every=5, optimizer="adam")
+            model,
+            lr=1e-2,
+            modulator="attention",
+            learning=_learning(mode),
         ),
     )
     if mode == "lookahead":  # and here

@@ -1,6 +1,6 @@
 """A character model in Lightning, on Python's own documentation.
 
-    pip install 'metaadamw[lightning]'
+    pip install '.[lightning]'
     python examples/lightning_text.py runs/online
     python examples/lightning_text.py runs/lookahead --mode lookahead
 
@@ -20,10 +20,17 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from metaadamw import MetaAdamW, MetaConfig, fine_grained_groups
+from metaadamw import Hypergradient, LookAhead, MetaAdamW, fine_grained_groups
 from metaadamw.integrations.lightning import MetaAdamWCallback
 
 CONTEXT = 32
+
+
+def _learning(mode: str) -> LookAhead | Hypergradient:
+    """Look-ahead calls for meta-updates; "online" learns inside ``step()``."""
+    if mode == "lookahead":
+        return LookAhead(every=5, optimizer="adam")
+    return Hypergradient()
 
 
 class CharacterModel(LightningModule):
@@ -62,7 +69,8 @@ class CharacterModel(LightningModule):
         optimizer = MetaAdamW(  # here
             fine_grained_groups(self),
             lr=3e-3,
-            meta=MetaConfig(mode=self.mode, every=5, optimizer="adam"),
+            modulator="attention",
+            learning=_learning(self.mode),
         )
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
         return {

@@ -1,6 +1,6 @@
 """What the optimizer did, in TensorBoard, Weights & Biases and MLflow, from one training loop.
 
-    pip install metaadamw tensorboard
+    pip install . tensorboard
     pip install wandb mlflow-skinny  # both, one or none: those installed are used
     python examples/loggers.py runs/loggers
 
@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
-from metaadamw import MetaAdamW, MetaConfig, NumberedBatches, fine_grained_groups
+from metaadamw import Hypergradient, MetaAdamW, NumberedBatches, fine_grained_groups
 
 CONTEXT, WIDTH = 16, 64
 
@@ -63,7 +63,9 @@ if __name__ == "__main__":
     torch.manual_seed(0)
     model = nn.Sequential(nn.Embedding(128, 16), nn.Flatten(), nn.Linear(CONTEXT * 16, WIDTH))
     model.extend([nn.GELU(), nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 128)])
-    optimizer = MetaAdamW(fine_grained_groups(model), lr=1e-3, meta=MetaConfig(mode="online"))
+    optimizer = MetaAdamW(
+        fine_grained_groups(model), lr=1e-3, modulator="attention", learning=Hypergradient()
+    )
     with ExitStack() as stack:
         logs = start_loggers(options.output, stack)
         for step in range(options.steps):

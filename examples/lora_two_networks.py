@@ -1,6 +1,6 @@
 """LoRA adapters of two networks, each with a learning rate and decay of its own that are learned.
 
-    pip install 'metaadamw[peft]' scikit-learn
+    pip install '.[peft]' scikit-learn
     python examples/lora_two_networks.py
 
 A text encoder and a U-Net draw digits from their names: "seven" and noise in, the noise to remove
@@ -19,13 +19,7 @@ from peft import LoraConfig, get_peft_model
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from metaadamw import (
-    MetaAdamW,
-    MetaConfig,
-    ModulatorConfig,
-    NumberedBatches,
-    fine_grained_groups,
-)
+from metaadamw import Attention, Hypergradient, MetaAdamW, NumberedBatches, fine_grained_groups
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 LONGEST = max(map(len, NAMES))
@@ -152,8 +146,8 @@ def main() -> None:
     optimizer = MetaAdamW(
         groups,
         lr=1e-3,
-        modulator=ModulatorConfig(features="scale_free"),  # networks of different sizes
-        meta=MetaConfig(mode="online"),
+        modulator=Attention(features="scale_free"),  # networks of different sizes
+        learning=Hypergradient(),
     )
     batches = NumberedBatches(new, 64)
     for n in range(options.steps):

@@ -15,10 +15,17 @@ from pydoc_data.topics import topics
 import torch
 from torch import Tensor, nn
 
-from metaadamw import MetaAdamW, MetaConfig, NumberedBatches, fine_grained_groups
+from metaadamw import Hypergradient, LookAhead, MetaAdamW, NumberedBatches, fine_grained_groups
 
 CONTEXT, WIDTH = 16, 64
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _learning(mode: str) -> LookAhead | Hypergradient:
+    """Look-ahead calls for meta-updates; "online" learns inside ``step()``."""
+    if mode == "lookahead":
+        return LookAhead(every=20, optimizer="adam", lr=1e-3)
+    return Hypergradient(lr=1e-3)
 
 
 def train(precision: str, mode: str, steps: int) -> tuple[float, MetaAdamW]:
@@ -34,7 +41,8 @@ def train(precision: str, mode: str, steps: int) -> tuple[float, MetaAdamW]:
         fine_grained_groups(model),
         lr=1e-3,
         master_weights=precision == "bfloat16",
-        meta=MetaConfig(mode=mode, every=20, optimizer="adam", lr=1e-3),
+        modulator="attention",
+        learning=_learning(mode),
     )
     scaler = torch.amp.GradScaler(DEVICE, enabled=precision == "autocast")
 

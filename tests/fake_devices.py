@@ -18,8 +18,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-from metaadamw import MetaAdamW, MetaConfig, ModulatorConfig
-from metaadamw.checkpoint import adapt_param_groups, restore_moments
+from metaadamw import Attention, MetaAdamW
+from metaadamw.state.checkpoint import adapt_param_groups, restore_moments
+from tests.learning import learning_of
 
 NAME = "elsewhere"
 
@@ -57,8 +58,8 @@ def steps(
         optimizer = MetaAdamW(
             [{"params": list(layer.named_parameters())} for layer in layers],
             lr=1e-3,
-            modulator=ModulatorConfig(features=features),
-            meta=MetaConfig(mode=mode),
+            modulator=Attention(features=features),
+            learning=learning_of(mode),
             capturable=True,  # the numbers that the host would read do not exist
             **options,
         )
@@ -109,7 +110,7 @@ def counters_after_loading(**options: Any) -> set[str]:
     (device,) = devices(["a"])
     with FakeTensorMode():
         model = nn.Linear(2, 2, device=device)
-        capturable = MetaAdamW(model.parameters(), capturable=True)
+        capturable = MetaAdamW(model.parameters(), capturable=True, learning="lookahead")
         _train(model, capturable)
         optimizer = MetaAdamW(model.parameters(), **options)
         # load_state_dict without what reads numbers, which do not exist.
@@ -134,7 +135,9 @@ def _places(optimizer: MetaAdamW) -> set[str]:
 
 def _seen(optimizer: MetaAdamW) -> set[str]:
     """The devices of what can be read off an optimizer."""
-    weights = [*optimizer.modulator.parameters(), *optimizer.weighting.parameters()]
+    weighting = optimizer.weighting
+    weights = [*optimizer.modulator.parameters()]
+    weights += [] if weighting is None else [*weighting.parameters()]
     return _devices([optimizer.metrics(), [*optimizer.modulation], optimizer.features, weights])
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from metaadamw import MetaAdamW, MetaConfig, ModulatorConfig, paper_preset
+from metaadamw import Attention, LookAhead, MetaAdamW, paper_preset
 from tests.reference.adamw import bias_corrected, reference_step
 from tests.reference.features import group_features as reference_features
 from tests.reference.meta import gradients_at, loss_at
@@ -92,7 +92,7 @@ def test_stored_moments(steps: int) -> None:
 
 def test_frozen_gates() -> None:
     """Item 6: the gates never learn, all else does."""
-    case = problem("frozen_gates", feature_gating=True)
+    case = problem(feature_gating=True, frozen_gates=True)
     expected = expected_movement(case.expected())
     assert expected["gate_logits"].all()
     expected["gate_logits"] = torch.zeros_like(expected["gate_logits"])
@@ -116,8 +116,8 @@ def test_bias_corrected_decay_in_the_lookahead() -> None:
 def test_bias_corrected_decay_in_the_step(options: dict[str, bool]) -> None:
     """Item 2 again: ten times the decay at the first step, AdamW's in the long run."""
     model = small_model()
-    meta = MetaConfig(as_run=("bias_corrected_decay",))
-    optimizer = MetaAdamW(small_groups(model), meta=meta, **options)  # type: ignore[arg-type]
+    meta = LookAhead(as_run=("bias_corrected_decay",))
+    optimizer = MetaAdamW(small_groups(model), learning=meta, **options)  # type: ignore[arg-type]
     groups = groups_from_optimizer(optimizer, model.named_parameters())
     state = fresh_state(dict(model.named_parameters()))
     for t in range(1, 11):
@@ -140,10 +140,10 @@ def test_bias_corrected_decay_in_the_step(options: dict[str, bool]) -> None:
 @pytest.mark.parametrize("task", ["etth1", "multi30k", "cifar10", "imdb"])
 def test_everything_as_run(task: str) -> None:
     """All of it together, on an encoder of two layers: every head but beta's has a gradient."""
-    modulator, meta = paper_preset(task, as_run=True)
+    modulator, meta = paper_preset(task, as_run=True).values()
     model = small_model()
     optimizer = MetaAdamW(
-        small_groups(model), modulator=dataclasses.replace(modulator, layers=2), meta=meta
+        small_groups(model), modulator=dataclasses.replace(modulator, layers=2), learning=meta
     )
     case = Problem()
     before = optimizer.modulator.output_weight.detach().clone()
@@ -177,4 +177,4 @@ def test_features_of_basic_plus_as_run() -> None:
     )
     torch.testing.assert_close(case.optimizer.group_features(), expected, rtol=1e-12, atol=1e-12)
     assert "group_embedding" not in case.optimizer.modulator.state_dict()
-    assert isinstance(case.config, ModulatorConfig)
+    assert isinstance(case.config, Attention)

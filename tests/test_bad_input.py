@@ -14,10 +14,13 @@ import torch
 from torch import nn
 
 from metaadamw import (
+    Attention,
+    Hypergradient,
+    LookAhead,
     MetaAdamW,
-    MetaConfig,
-    ModulatorConfig,
+    Off,
     Schedule,
+    Windows,
     fine_grained_groups,
 )
 from tests.training import (
@@ -46,7 +49,7 @@ def grouped(**options) -> Callable:
 
     def call(model):
         first, *rest = model.parameters()
-        return MetaAdamW([{"params": [first]}, {"params": rest, **options}])
+        return MetaAdamW([{"params": [first]}, {"params": rest, **options}], learning="lookahead")
 
     return call
 
@@ -81,67 +84,98 @@ def out_of_range(make_call: Callable, where: str) -> dict[str, Case]:
 CONSTRUCTION: dict[str, Case] = {
     **out_of_range(construct, ""),
     **{f"group {k}": v for k, v in out_of_range(grouped, r"param_groups\[1\]\.").items()},
-    "no params": (lambda m: MetaAdamW(None), TypeError, "params.*None"),
-    "a number": (lambda m: MetaAdamW(3), TypeError, "params.*int|params.*3"),
-    "a tensor": (lambda m: MetaAdamW(m.head.weight), TypeError, "params.*iterable"),
-    "a module": (lambda m: MetaAdamW(m), TypeError, "params"),
-    "a string": (lambda m: MetaAdamW("abc"), TypeError, "str"),
-    "numbers": (lambda m: MetaAdamW([1.0]), TypeError, "float"),
-    "empty": (lambda m: MetaAdamW([]), ValueError, "empty parameter list"),
-    "empty generator": (lambda m: MetaAdamW(iter(())), ValueError, "empty parameter list"),
-    "empty groups": (lambda m: MetaAdamW([{"params": []}]), ValueError, "params"),
-    "a set": (lambda m: MetaAdamW([{"params": set(m.parameters())}]), TypeError, "set"),
-    "non-leaf": (lambda m: MetaAdamW([m.head.weight * 2]), ValueError, "leaf"),
+    "no params": (lambda m: MetaAdamW(None, learning="lookahead"), TypeError, "params.*None"),
+    "a number": (lambda m: MetaAdamW(3, learning="lookahead"), TypeError, "params.*int|params.*3"),
+    "a tensor": (
+        lambda m: MetaAdamW(m.head.weight, learning="lookahead"),
+        TypeError,
+        "params.*iterable",
+    ),
+    "a module": (lambda m: MetaAdamW(m, learning="lookahead"), TypeError, "params"),
+    "a string": (lambda m: MetaAdamW("abc", learning="lookahead"), TypeError, "str"),
+    "numbers": (lambda m: MetaAdamW([1.0], learning="lookahead"), TypeError, "float"),
+    "empty": (lambda m: MetaAdamW([], learning="lookahead"), ValueError, "empty parameter list"),
+    "empty generator": (
+        lambda m: MetaAdamW(iter(()), learning="lookahead"),
+        ValueError,
+        "empty parameter list",
+    ),
+    "empty groups": (
+        lambda m: MetaAdamW([{"params": []}], learning="lookahead"),
+        ValueError,
+        "params",
+    ),
+    "a set": (
+        lambda m: MetaAdamW([{"params": set(m.parameters())}], learning="lookahead"),
+        TypeError,
+        "set",
+    ),
+    "non-leaf": (
+        lambda m: MetaAdamW([m.head.weight * 2], learning="lookahead"),
+        ValueError,
+        "leaf",
+    ),
     "integers": (
-        lambda m: MetaAdamW([torch.zeros(2, dtype=torch.long)]),
+        lambda m: MetaAdamW([torch.zeros(2, dtype=torch.long)], learning="lookahead"),
         ValueError,
         r"param_groups\[0\]\.params.*float.*int64",
     ),
     "sparse parameter": (
-        lambda m: MetaAdamW([torch.eye(2).to_sparse().requires_grad_()]),
+        lambda m: MetaAdamW([torch.eye(2).to_sparse().requires_grad_()], learning="lookahead"),
         ValueError,
         r"param_groups\[0\]\.params.*dense.*sparse",
     ),
     "complex, fused": (
-        lambda m: MetaAdamW([nn.Parameter(torch.ones(2) * 1j)], fused=True),
+        lambda m: MetaAdamW([nn.Parameter(torch.ones(2) * 1j)], fused=True, learning="lookahead"),
         ValueError,
         "params.*fused=True.*complex64",
     ),
-    "twice in a group": (lambda m: MetaAdamW([m.head.bias] * 2), ValueError, "params"),
+    "twice in a group": (
+        lambda m: MetaAdamW([m.head.bias] * 2, learning="lookahead"),
+        ValueError,
+        "params",
+    ),
     "in two groups": (
-        lambda m: MetaAdamW([{"params": [m.head.bias]}, {"params": [m.head.bias]}]),
+        lambda m: MetaAdamW(
+            [{"params": [m.head.bias]}, {"params": [m.head.bias]}], learning="lookahead"
+        ),
         ValueError,
         "more than one parameter group",
     ),
     "unnamed among named": (
-        lambda m: MetaAdamW([*m.head.named_parameters(), m.norm.weight]),
+        lambda m: MetaAdamW([*m.head.named_parameters(), m.norm.weight], learning="lookahead"),
         (TypeError, ValueError),
         "name",
     ),
     "unknown keyword": (construct(learning_rate=1.0), TypeError, "learning_rate"),
     "torch's keyword that we do not have": (construct(amsgrad=True), TypeError, "amsgrad"),
     "positional configuration": (
-        lambda m: MetaAdamW(m.parameters(), 1e-3, (0.9, 0.999), 1e-8, 0.0, ModulatorConfig()),
+        lambda m: MetaAdamW(
+            m.parameters(), 1e-3, (0.9, 0.999), 1e-8, 0.0, Attention(), learning="lookahead"
+        ),
         TypeError,
         "positional",
     ),
     "unknown key": (grouped(learning_rate=1.0), ValueError, "learning_rate.*allowed.*weight_decay"),
     "misspelled key": (grouped(weight_decy=1.0), ValueError, "did you mean 'weight_decay'"),
     "group without params": (
-        lambda m: MetaAdamW([{"lr": 1.0}]),
+        lambda m: MetaAdamW([{"lr": 1.0}], learning="lookahead"),
         ValueError,
         r"param_groups\[0\]\.params",
     ),
     "own foreach": (grouped(foreach=True), ValueError, r"param_groups\[1\]\.foreach.*None.*True"),
     "own maximize": (grouped(maximize=True), ValueError, r"param_groups\[1\]\.maximize.*False"),
     "two groups, one name": (
-        lambda m: MetaAdamW([{"params": [p], "name": "x"} for p in (m.head.weight, m.head.bias)]),
+        lambda m: MetaAdamW(
+            [{"params": [p], "name": "x"} for p in (m.head.weight, m.head.bias)],
+            learning="lookahead",
+        ),
         ValueError,
         r"param_groups\[1\]\.name.*unique.*'x'",
     ),
-    "modulator": (construct(modulator="basic"), TypeError, "modulator.*ModulatorConfig.*'basic'"),
-    "meta": (construct(meta={"mode": "off"}), TypeError, "meta.*MetaConfig.*'off'"),
-    "swapped": (construct(modulator=MetaConfig()), TypeError, "modulator.*ModulatorConfig"),
+    "modulator": (construct(modulator="basic"), ValueError, "modulator.*attention.*'basic'"),
+    "learning": (construct(learning={"mode": "off"}), ValueError, "learning.*'kind'.*'off'"),
+    "swapped": (construct(modulator=LookAhead()), TypeError, "modulator.*LookAhead"),
     "total_steps": (construct(total_steps=0), ValueError, "total_steps.*>= 1.*0"),
     "total_steps type": (construct(total_steps=10.0), TypeError, "total_steps.*10.0"),
     "seed": (construct(seed=-1), ValueError, "seed.*>= 0.*-1"),
@@ -177,7 +211,7 @@ def test_construction(call, error, words):
 
 def prepared(**meta) -> tuple[Net, MetaAdamW]:
     model, optimizer = make(
-        modulator=ModulatorConfig(init="xavier", layers=1), meta=MetaConfig(every=1, **meta)
+        modulator=Attention(init="xavier", layers=1), learning=LookAhead(every=1, **meta)
     )
     train(model, optimizer, range(2))
     backward(model, 2)
@@ -262,11 +296,11 @@ def test_no_batch_is_asked_for_that_is_not_needed(objective):
 
 def sparse_model():
     model = nn.Sequential(nn.Embedding(5, 3, sparse=True), nn.Linear(3, 1))
-    return model, MetaAdamW(model.parameters())
+    return model, MetaAdamW(model.parameters(), learning="lookahead")
 
 
 UPDATING: dict[str, Case] = {
-    "no model": (updating(model=None), TypeError, "model.*Module.*NoneType"),
+    "no model": (updating(model=None), TypeError, "model.*Module.*None"),
     "a function as model": (updating(model=lambda x: x), TypeError, "model.*Module.*function"),
     "no loss": (updating(loss_fn=None), TypeError, "loss_fn.*callable.*None"),
     "another model": (updating(model=Net()), ValueError, "loss_fn.*parameters.*model"),
@@ -290,11 +324,11 @@ def test_meta_updates(call, error, words):
     assert_refused(call, error, words)
 
 
-@pytest.mark.parametrize("mode", ["online", "off"])
-def test_meta_updates_in_other_modes(mode):
-    model, optimizer = make(meta=MetaConfig(mode=mode))
+@pytest.mark.parametrize("kind", [Hypergradient, Windows, Off])
+def test_meta_updates_by_other_ways_of_learning(kind):
+    model, optimizer = make(learning=kind())
     before = full_snapshot(model, optimizer)
-    with pytest.raises(RuntimeError, match=f"mode='lookahead'.*'{mode}'"):
+    with pytest.raises(RuntimeError, match=f"learning='lookahead', got {kind.__name__}"):
         meta_update(model, optimizer)
     assert_same(full_snapshot(model, optimizer), before)
 
@@ -338,7 +372,9 @@ def test_schedules(tensors, words):
 
 def test_default_names_avoid_taken_ones():
     a, b = (nn.Parameter(torch.ones(1)) for _ in range(2))
-    optimizer = MetaAdamW([{"params": [a], "name": "group1"}, {"params": [b]}])
+    optimizer = MetaAdamW(
+        [{"params": [a], "name": "group1"}, {"params": [b]}], learning="lookahead"
+    )
     assert len(set(optimizer.group_names)) == 2
 
 
@@ -346,7 +382,7 @@ def test_heads_that_do_not_divide_are_padded():
     """Not an error: the features are filled up with zeros to a multiple of the heads."""
     model = Net()
     for features, heads in itertools.product(("basic", "enhanced", "basic_plus"), (4, 5, 7)):
-        config = ModulatorConfig(features=features, heads=heads, init="xavier")
-        optimizer = MetaAdamW(fine_grained_groups(model), modulator=config)
+        config = Attention(features=features, heads=heads, init="xavier")
+        optimizer = MetaAdamW(fine_grained_groups(model), modulator=config, learning="lookahead")
         train(model, optimizer, [0])
         assert torch.isfinite(optimizer.modulation.alpha).all()

@@ -7,13 +7,13 @@ import math
 
 import pytest
 import torch
-from benchmarks.carried_factors import ARM, RUNS, SHARE, TASKS, end_of, table, tables
+from benchmarks.carried_factors import SHARE, TASKS, end_of, run_of, table, tables
 from torch import nn
 
-from metaadamw import MetaAdamW, carried_factors, fine_grained_groups, windows_preset
-from metaadamw.bench.arms import get_arm
-from metaadamw.bench.tasks import get_task
-from metaadamw.carried import TABLES
+from metaadamw import Attention, Factors, MetaAdamW, Windows, carried_factors, fine_grained_groups
+from metaadamw.modulators.carried import TABLES
+from metaadamw_bench.arms import get_arm
+from metaadamw_bench.tasks import get_task
 
 
 def test_what_is_shipped_comes_from_the_committed_runs():
@@ -21,7 +21,7 @@ def test_what_is_shipped_comes_from_the_committed_runs():
 
 
 def test_an_end_is_relative_to_the_other_groups():
-    place = end_of(RUNS / "wikitext2" / ARM / "seed0")
+    place = end_of(run_of("wikitext2", 0))
     assert sum(place.values()) == pytest.approx(0)
     assert place["layer_norm.middle.bias"] > 3
 
@@ -44,7 +44,7 @@ def test_a_task_has_no_part_in_its_own_table(task, monkeypatch):
 
     def spoiled(run):
         place = original(run)
-        return dict.fromkeys(place, 100.0) if run.parts[-3] == task else place
+        return dict.fromkeys(place, 100.0) if run.path.parts[-3] == task else place
 
     monkeypatch.setattr("benchmarks.carried_factors.end_of", spoiled)
     found = tables()
@@ -54,8 +54,8 @@ def test_a_task_has_no_part_in_its_own_table(task, monkeypatch):
 
 def test_groups_start_where_their_name_says():
     model = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 4), nn.LayerNorm(4), nn.Tanh())
-    modulator, meta = windows_preset(carried=True)
-    optimizer = MetaAdamW(fine_grained_groups(model), modulator=modulator, meta=meta)
+    modulator, meta = (Factors(alpha_start=carried_factors()), Windows())
+    optimizer = MetaAdamW(fine_grained_groups(model), modulator=modulator, learning=meta)
     model(torch.arange(5)).sum().backward()
     optimizer.step()
     factors = carried_factors()
@@ -67,8 +67,8 @@ def test_groups_start_where_their_name_says():
 def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match=r"without must be one of .*'wikitext2'.*, got 'mnist'"):
         carried_factors(without="mnist")
-    with pytest.raises(ValueError, match="alpha_start must be a number with layers=1"):
-        windows_preset(layers=1, carried=True)
+    with pytest.raises(TypeError, match="alpha_start must be a number"):
+        Attention(scale="log", alpha_range=4.0, alpha_start=carried_factors())
 
 
 def test_an_arm_starts_with_what_other_tasks_have_taught():

@@ -15,7 +15,8 @@ import pytest
 import torch
 from torch.optim import lr_scheduler
 
-from metaadamw import MetaAdamW, MetaConfig, ModulatorConfig
+from metaadamw import Attention, MetaAdamW
+from tests.learning import learning_of
 from tests.training import (
     Net,
     assert_same,
@@ -34,7 +35,7 @@ PLAIN, FOREACH, FUSED = {"foreach": False}, {"foreach": True}, {"fused": True}
 LEARNED_FEATURES = {"features": "enhanced", "feature_gating": True}
 bf16, f32, f64 = torch.bfloat16, torch.float32, torch.float64
 
-# name: dtype, ModulatorConfig, MetaConfig, options of MetaAdamW, scheduler
+# name: dtype, options of Attention and of the learning, options of MetaAdamW, scheduler
 SETTINGS: dict[str, tuple[Any, ...]] = {
     "lookahead": (f32, {}, LOOKAHEAD, PLAIN, None),
     "lookahead from identity": (f32, {"init": "identity"}, LOOKAHEAD, PLAIN, None),
@@ -89,8 +90,8 @@ class Run:
         dtype, modulator, meta, options, scheduler = SETTINGS[setting]
         model, optimizer = make(
             dtype,
-            modulator=ModulatorConfig(**{"init": "xavier", "layers": 1, **modulator}),
-            meta=MetaConfig(**meta),
+            modulator=Attention(**{"init": "xavier", "layers": 1, **modulator}),
+            learning=learning_of(**meta),
             **copy.deepcopy(options),  # a tensor lr is changed in place
         )
         return cls(model, optimizer, SCHEDULERS[scheduler](optimizer) if scheduler else None)

@@ -12,11 +12,12 @@ import pytest
 import torch
 from torch import nn
 
-from metaadamw import MetaAdamW, MetaConfig, ModulatorConfig, fine_grained_groups
+from metaadamw import Attention, Hypergradient, LookAhead, MetaAdamW, Off, fine_grained_groups
+from tests.learning import learning_of
 from tests.training import Net, assert_same, backward, full_snapshot, make, meta_update, train
 
 PATHS = {"plain": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
-XAVIER = ModulatorConfig(init="xavier", layers=1)
+XAVIER = Attention(init="xavier", layers=1)
 
 
 def plain_groups(model: nn.Module) -> list[dict[str, Any]]:
@@ -41,7 +42,7 @@ def test_adamw_checkpoint_with_the_same_groups(path, mode):
     model, _ = make()
     adamw = torch.optim.AdamW(plain_groups(model), lr=3e-2, betas=(0.8, 0.99), **path)
     train(model, adamw, range(5))
-    fresh, optimizer = make(meta=MetaConfig(mode=mode), **path)
+    fresh, optimizer = make(learning=learning_of(mode), **path)
     fresh.load_state_dict(model.state_dict())
     with pytest.warns(UserWarning, match="no learned part"):
         optimizer.load_state_dict(adamw.state_dict())
@@ -77,7 +78,7 @@ def test_names_do_not_depend_on_what_the_model_is_wrapped_in(saved, ours, fine):
     fresh, _ = make()
     fresh.load_state_dict(model.state_dict())
     named = [(ours + n, p) for n, p in fresh.named_parameters()]
-    optimizer = MetaAdamW(fine_grained_groups(fresh) if fine else named)
+    optimizer = MetaAdamW(fine_grained_groups(fresh) if fine else named, learning="lookahead")
     with pytest.warns(UserWarning, match="no learned part"):
         optimizer.load_state_dict(adamw.state_dict())
     assert_same(moments(optimizer, fresh), moments(adamw, model))
@@ -98,7 +99,7 @@ def test_decay_and_no_decay_groups_are_split_by_names():
     train(model, adamw, range(5))
     fresh, _ = make()
     fresh.load_state_dict(model.state_dict())
-    optimizer = MetaAdamW(fine_grained_groups(fresh, groups(fresh)))
+    optimizer = MetaAdamW(fine_grained_groups(fresh, groups(fresh)), learning="lookahead")
     with pytest.warns(UserWarning, match="no learned part"):
         optimizer.load_state_dict(adamw.state_dict())
     assert {g["weight_decay"] for g in optimizer.param_groups} == {0.3, 0.0}
@@ -111,7 +112,7 @@ def test_names_decide_where_the_order_differs():
     adamw = torch.optim.AdamW(list(model.named_parameters())[::-1])
     model(torch.randn(3, 2)).square().sum().backward()
     adamw.step()
-    optimizer = MetaAdamW(model.named_parameters())
+    optimizer = MetaAdamW(model.named_parameters(), learning="lookahead")
     with pytest.warns(UserWarning, match="no learned part"):
         optimizer.load_state_dict(adamw.state_dict())
     assert_same(moments(optimizer, model), moments(adamw, model))
@@ -122,11 +123,11 @@ def test_names_of_a_checkpoint_stay_there():
     model = Net()
     adamw = torch.optim.AdamW(model.named_parameters())
     train(model, adamw, range(2))
-    optimizer = MetaAdamW(model.parameters())
+    optimizer = MetaAdamW(model.parameters(), learning="lookahead")
     with pytest.warns(UserWarning, match="no learned part"):
         optimizer.load_state_dict(adamw.state_dict())
     assert_same(moments(optimizer, model), moments(adamw, model))
-    again = MetaAdamW(model.parameters())
+    again = MetaAdamW(model.parameters(), learning="lookahead")
     again.load_state_dict(optimizer.state_dict())
     assert_same(again.state_dict(), optimizer.state_dict())
 
@@ -134,7 +135,7 @@ def test_names_of_a_checkpoint_stay_there():
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 def test_back_to_adamw(path):
     """With α = β = 1 AdamW goes on from our checkpoint as we would."""
-    model, optimizer = make(meta=MetaConfig(mode="off"), **path)
+    model, optimizer = make(learning=Off(), **path)
     train(model, optimizer, range(5))
     fresh, _ = make()
     fresh.load_state_dict(model.state_dict())
@@ -192,12 +193,12 @@ def test_groups_of_another_metaadamw_can_be_used():
 
 
 def test_the_learned_part_alone_is_copied_and_complete():
-    model, optimizer = make(modulator=XAVIER, meta=MetaConfig(optimizer="adam", every=1))
+    model, optimizer = make(modulator=XAVIER, learning=LookAhead(optimizer="adam", every=1))
     train(model, optimizer, range(3))
     meta_update(model, optimizer)
     saved = optimizer.meta_state_dict()
     kept = copy.deepcopy(saved)
-    _, other = make(modulator=XAVIER, meta=MetaConfig(optimizer="adam", every=1))
+    _, other = make(modulator=XAVIER, learning=LookAhead(optimizer="adam", every=1))
     other.load_meta_state_dict(saved)
     assert_same(other.meta_state_dict(), kept)
     assert not other.state  # the moments are not part of it
@@ -281,11 +282,11 @@ def test_a_hook_may_repair_what_would_be_refused():
 
 
 def test_a_loaded_checkpoint_stays_as_it_was():
-    model, optimizer = make(modulator=XAVIER, meta=MetaConfig(mode="online"))
+    model, optimizer = make(modulator=XAVIER, learning=Hypergradient())
     train(model, optimizer, range(3))
     saved = copy.deepcopy(optimizer.state_dict())
     kept = copy.deepcopy(saved)
-    fresh, other = make(modulator=XAVIER, meta=MetaConfig(mode="online"))
+    fresh, other = make(modulator=XAVIER, learning=Hypergradient())
     other.load_state_dict(saved)
     train(fresh, other, range(3))
     assert_same(saved, kept)
@@ -293,18 +294,18 @@ def test_a_loaded_checkpoint_stays_as_it_was():
 
 def other_state(**options: Any) -> dict[str, Any]:
     """A checkpoint of an optimizer that was constructed differently."""
-    model, optimizer = make(**{"modulator": XAVIER, "meta": ADAM, **options})
+    model, optimizer = make(**{"modulator": XAVIER, "learning": ADAM, **options})
     train(model, optimizer, range(2))
     meta_update(model, optimizer)
     return optimizer.state_dict()
 
 
-ADAM = MetaConfig(optimizer="adam", every=1)
+ADAM = LookAhead(optimizer="adam", every=1)
 
 
 def regrouped(**options: Any) -> dict[str, Any]:
     model, _ = make()
-    optimizer = MetaAdamW(options.pop("groups")(model), modulator=XAVIER, meta=ADAM)
+    optimizer = MetaAdamW(options.pop("groups")(model), modulator=XAVIER, learning=ADAM)
     train(model, optimizer, range(2))
     return optimizer.state_dict()
 
@@ -329,12 +330,12 @@ def renamed(model: Net) -> list[dict[str, Any]]:
 
 
 OTHERS = {
-    "features": (lambda: other_state(modulator=ModulatorConfig(features="basic_plus")), "features"),
-    "columns": (lambda: other_state(modulator=ModulatorConfig(time_step=False)), "features"),
-    "layers": (lambda: other_state(modulator=ModulatorConfig(layers=3)), "modulator"),
-    "hidden": (lambda: other_state(modulator=ModulatorConfig(layers=1, hidden_dim=8)), "modulator"),
-    "heads": (lambda: other_state(modulator=ModulatorConfig(layers=1, heads=2)), "heads"),
-    "gating": (lambda: other_state(modulator=ModulatorConfig(feature_gating=True)), "gat"),
+    "features": (lambda: other_state(modulator=Attention(features="basic_plus")), "features"),
+    "columns": (lambda: other_state(modulator=Attention(time_step=False)), "features"),
+    "layers": (lambda: other_state(modulator=Attention(layers=3)), "modulator"),
+    "hidden": (lambda: other_state(modulator=Attention(layers=1, hidden_dim=8)), "modulator"),
+    "heads": (lambda: other_state(modulator=Attention(layers=1, heads=2)), "heads"),
+    "gating": (lambda: other_state(modulator=Attention(feature_gating=True)), "gat"),
     "one group": (lambda: regrouped(groups=lambda m: m.parameters()), "group"),
     "other groups": (lambda: regrouped(groups=lambda m: [
         {"params": m.embedding.parameters()},
@@ -354,7 +355,7 @@ OTHERS = {
 
 def assert_refused(state: Any, words: str | None, load: str = "load_state_dict") -> None:
     """``state`` raises ``ValueError`` with ``words`` and changes nothing at all."""
-    model, optimizer = make(modulator=XAVIER, meta=ADAM)
+    model, optimizer = make(modulator=XAVIER, learning=ADAM)
     train(model, optimizer, range(4))
     meta_update(model, optimizer, 9)
     backward(model, 4)
@@ -371,13 +372,23 @@ def test_checkpoints_of_something_else_are_refused(state, words):
 
 def test_a_modulator_that_preserves_the_mean_is_another():
     log = {"layers": 1, "scale": "log"}
-    _, preserving = make(modulator=ModulatorConfig(**log, mean_preserving=True), meta=ADAM)
-    _, free = make(modulator=ModulatorConfig(**log), meta=ADAM)
+    _, preserving = make(modulator=Attention(**log, mean_preserving=True), learning=ADAM)
+    _, free = make(modulator=Attention(**log), learning=ADAM)
     with pytest.raises(ValueError, match="mean_preserving"):
         free.load_state_dict(preserving.state_dict())
 
 
-LEARNED_KEYS = list(make(modulator=XAVIER, meta=ADAM)[1].meta_state_dict())
+_LEARNED = make(modulator=XAVIER, learning=ADAM)[1].meta_state_dict()
+LEARNED_KEYS = [*_LEARNED, *(f"learning.{key}" for key in _LEARNED["learning"])]
+
+
+def place_of(state: Any, key: str) -> tuple[Any, str]:
+    """The dict of the learned part that has a key, and the key in it."""
+    learned = state["param_groups"][0]["metaadamw"]
+    *inside, last = key.split(".")
+    return (learned["learning"] if inside else learned), last
+
+
 GARBAGE = [None, "garbage", -1, [], {}, torch.zeros(2, 9), math.nan]
 
 
@@ -386,13 +397,14 @@ GARBAGE = [None, "garbage", -1, [], {}, torch.zeros(2, 9), math.nan]
 def test_a_damaged_learned_part_is_refused(key, load):
     saved = other_state()
     for replacement in ("missing", *GARBAGE):
-        if key == "meta_optimizer" and replacement == {}:
+        if key == "learning.meta_optimizer" and replacement == {}:
             continue  # what SGD saves
         damaged = copy.deepcopy(saved)
+        place, name = place_of(damaged, key)
         if isinstance(replacement, str) and replacement == "missing":
-            del damaged["param_groups"][0]["metaadamw"][key]
+            del place[name]
         else:
-            damaged["param_groups"][0]["metaadamw"][key] = replacement
+            place[name] = replacement
         assert_refused(
             damaged if load == "load_state_dict" else damaged["param_groups"][0]["metaadamw"],
             None,
@@ -400,17 +412,18 @@ def test_a_damaged_learned_part_is_refused(key, load):
         )
 
 
-@pytest.mark.parametrize("key", ["held_features", "modulation", "last_step"])
+@pytest.mark.parametrize("key", ["held_features", "modulation", "learning.last_step"])
 def test_a_damaged_position_is_refused(key):
     """These are there only once steps were taken."""
-    meta = MetaConfig(mode="online")
-    model, optimizer = make(meta=meta)
+    meta = Hypergradient()
+    model, optimizer = make(learning=meta)
     train(model, optimizer, range(2))
     before = full_snapshot(model, optimizer)
     for replacement in GARBAGE:
         damaged = copy.deepcopy(optimizer.state_dict())
-        damaged["param_groups"][0]["metaadamw"][key] = replacement
-        with pytest.raises(ValueError, match=key):
+        place, name = place_of(damaged, key)
+        place[name] = replacement
+        with pytest.raises(ValueError, match=name):
             optimizer.load_state_dict(damaged)
         assert_same(full_snapshot(model, optimizer), before)
 

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
-from metaadamw import MetaAdamW, MetaConfig, ModulatorConfig, fine_grained_groups
+from metaadamw import Attention, LookAhead, MetaAdamW, fine_grained_groups
+from tests.learning import learning_of
 from tests.training import assert_same
 
-XAVIER = ModulatorConfig(init="xavier", layers=1)
+XAVIER = Attention(init="xavier", layers=1)
 ROWS = torch.randn(96, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 BATCHES = [ROWS[:32], ROWS[32:64], ROWS[64:]]
 
@@ -55,8 +56,8 @@ def run(
     model: nn.Module = network()
     if compiled is not None:
         model = compiled(model)  # type: ignore[arg-type]
-    config = MetaConfig(every=2, lr=1e-1, **meta)
-    optimizer = MetaAdamW(fine_grained_groups(model), lr=1e-2, modulator=XAVIER, meta=config)
+    config = LookAhead(every=2, lr=1e-1, **meta)
+    optimizer = MetaAdamW(fine_grained_groups(model), lr=1e-2, modulator=XAVIER, learning=config)
     used: list[str | None] = []
     for _ in range(6):
         optimizer.zero_grad()
@@ -115,7 +116,7 @@ def test_a_compiled_training_step(mode: Any, lr: float | Tensor, path: dict[str,
             fine_grained_groups(model),
             lr=lr.clone() if isinstance(lr, Tensor) else lr,
             modulator=XAVIER,
-            meta=MetaConfig(mode=mode, every=2, lr=1e-1),
+            learning=learning_of(mode, every=2, lr=1e-1),
             **path,
         )
         scheduler = lr_scheduler.LambdaLR(optimizer, lambda t: 1 + math.sin(t))
@@ -144,7 +145,7 @@ def test_a_compiled_model_is_not_compiled_again_by_meta_updates() -> None:
     """Not even by the first: all its losses have a graph, as those of the training."""
     model = whole(network())
     optimizer = MetaAdamW(
-        fine_grained_groups(model), modulator=XAVIER, meta=MetaConfig(every=1, lr=1e-1)
+        fine_grained_groups(model), modulator=XAVIER, learning=LookAhead(every=1, lr=1e-1)
     )
     for index in range(4):
         with torch._dynamo.config.patch(error_on_recompile=index >= 1):
@@ -158,7 +159,7 @@ def test_a_compiled_model_is_not_compiled_again_by_meta_updates() -> None:
 def test_the_step_is_not_traced() -> None:
     """Asked for one graph, the compiler says where it stops instead of tracing something else."""
     model = network()
-    optimizer = MetaAdamW(model.parameters())
+    optimizer = MetaAdamW(model.parameters(), learning="lookahead")
     loss_fn(model, ROWS).backward()
     with pytest.raises(torch._dynamo.exc.Unsupported, match=r"MetaAdamW\._step"):
         torch.compile(optimizer.step, backend="aot_eager", fullgraph=True)()

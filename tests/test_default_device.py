@@ -12,38 +12,43 @@ from torch import nn
 from torch.optim import AdamW
 
 from metaadamw import (
+    Attention,
+    Factors,
+    Hypergradient,
+    LookAhead,
     MetaAdamW,
-    MetaConfig,
-    ModulatorConfig,
+    Off,
     PriorityUncertaintyWeighting,
     Schedule,
+    TwoHorizons,
+    Windows,
 )
-from metaadamw.kernels.adamw import rounding
-from metaadamw.modulator import Modulator
-from metaadamw.streams import BatchOrder
+from metaadamw.modulators.attention import AttentionModulator
+from metaadamw.state.streams import BatchOrder
+from metaadamw.update.one_pass import rounding
 from tests.training import Batch, assert_same, batch, loss_fn, make, results
 
-XAVIER = ModulatorConfig(init="xavier", features="enhanced", layers=1)
-ONLINE = MetaConfig(mode="online", lr=1e-2)
+XAVIER = Attention(init="xavier", features="enhanced", layers=1)
+ONLINE = Hypergradient(lr=1e-2)
 OPTIONS: dict[str, dict[str, Any]] = {
-    "plain": {"modulator": XAVIER, "meta": ONLINE, "foreach": False},
-    "foreach": {"modulator": XAVIER, "meta": ONLINE, "foreach": True},
-    "fused": {"modulator": XAVIER, "meta": ONLINE, "fused": True},
+    "plain": {"modulator": XAVIER, "learning": ONLINE, "foreach": False},
+    "foreach": {"modulator": XAVIER, "learning": ONLINE, "foreach": True},
+    "fused": {"modulator": XAVIER, "learning": ONLINE, "fused": True},
     "fused, known squares": {
-        "modulator": ModulatorConfig(init="xavier", features="scale_free", layers=1),
-        "meta": MetaConfig(mode="off"),
+        "modulator": Attention(init="xavier", features="scale_free", layers=1),
+        "learning": Off(),
         "fused": True,
     },
-    "windows": {"modulator": XAVIER, "meta": MetaConfig(mode="online", window=2)},
+    "windows": {"modulator": XAVIER, "learning": Windows(window=2, mean_speed=1.0)},
     "no attention": {
-        "modulator": ModulatorConfig(layers=0),
-        "meta": MetaConfig(mode="online", window=2),
+        "modulator": Factors(alpha_range=1.0, scale="linear", update_every=1),
+        "learning": Windows(window=2, mean_speed=1.0),
     },
     "two horizons": {
-        "modulator": ModulatorConfig(layers=0, update_every=2),
-        "meta": MetaConfig(mode="online", window=3, consecutive_lr=0.05),
+        "modulator": Factors(update_every=2, alpha_range=1.0, scale="linear"),
+        "learning": TwoHorizons(window=3, consecutive_lr=0.05, mean_speed=1.0),
     },
-    "lookahead": {"modulator": XAVIER, "meta": MetaConfig(every=2, lr=1e-2)},
+    "lookahead": {"modulator": XAVIER, "learning": LookAhead(every=2, lr=1e-2)},
 }
 META = torch.device("meta")
 
@@ -107,7 +112,7 @@ def test_the_step_that_only_creates_state():
     param = nn.Parameter(torch.ones(3))
     param.grad = torch.zeros(3)
     with META:
-        optimizer = MetaAdamW([param], lr=0.0)
+        optimizer = MetaAdamW([param], lr=0.0, learning="lookahead")
         optimizer.step()
     assert optimizer.steps == 0
     assert param in optimizer.state
@@ -120,7 +125,7 @@ def test_squares_that_are_written_are_known():
     loss_fn(model, data).backward()
     with META:
         optimizer.step()
-    written = optimizer._learning.known._written
+    written = optimizer._controller.known._written
     assert rounding("fused", torch.float32) is None or written.squares.is_cpu
 
 
@@ -135,7 +140,7 @@ def test_the_order_of_batches(stream):
 
 def test_modules_of_their_own_are_on_the_default_device():
     with META:
-        modules = (Modulator(6, 3, ModulatorConfig()), PriorityUncertaintyWeighting([1.0, 2.0]))
+        modules = (AttentionModulator(6, 3, Attention()), PriorityUncertaintyWeighting([1.0, 2.0]))
     for module in modules:
         assert {t.device for t in module.state_dict().values()} == {META}
 
@@ -147,7 +152,7 @@ def test_steps_are_counted_whatever_the_default_precision_is(capturable):
     param.grad = torch.ones(3)
     torch.set_default_dtype(torch.bfloat16)
     try:
-        optimizer = MetaAdamW([param], capturable=capturable)
+        optimizer = MetaAdamW([param], capturable=capturable, learning="lookahead")
         state = {"step": 257.0, "exp_avg": torch.zeros(3), "exp_avg_sq": torch.zeros(3)}
         adamw = AdamW([param]).state_dict() | {"state": {0: state}}
         with pytest.warns(UserWarning, match="no learned part"):

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metaadamw import MetaAdamW, MetaConfig, ModulatorConfig
+from metaadamw import Attention, MetaAdamW
 from tests.distributed.processes import Processes
 from tests.fake_devices import counters_after_loading, steps
+from tests.learning import learning_of
 
 OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("scale_free", {"foreach": True}),
@@ -91,10 +92,10 @@ def test_a_model_on_two_devices_trains_as_on_one(pair, mode):
 
     def run(first: str, second: str) -> list[Tensor]:
         model = Split(first, second)
-        meta = MetaConfig(mode=mode, every=2, lr=1e-2)
-        modulator = ModulatorConfig(init="xavier")
+        meta = learning_of(mode, every=2, lr=1e-2)
+        modulator = Attention(init="xavier")
         groups = [{"params": [p]} for p in model.parameters()]
-        optimizer = MetaAdamW(groups, lr=1e-2, modulator=modulator, meta=meta, foreach=False)
+        optimizer = MetaAdamW(groups, lr=1e-2, modulator=modulator, learning=meta, foreach=False)
         data = torch.randn(40, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
         for i in range(10):
             optimizer.zero_grad()

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from metaadamw import MetaAdamW, ModulatorConfig
-from metaadamw.features import FEATURE_TABLES, feature_table, needed_products
+from metaadamw import Attention, Factors, MetaAdamW
+from metaadamw.statistics.features import FEATURE_TABLES, feature_table, needed_products
 from tests.reference.features import feature_table as reference_table
 from tests.reference.features import group_features as reference_features
 from tests.reference.state import groups_from_optimizer, state_from_optimizer
@@ -35,8 +35,11 @@ def optimizer_of(
             named.append((name, nn.Parameter(torch.randn(shape).to(dtype))))
         params = named[-len(members) :]
         groups.append({"params": params, "depth": index / len(shapes), "betas": (0.8, 0.95)})
-    config = {"init": "xavier", **config}
-    return MetaAdamW(groups, modulator=ModulatorConfig(**config), total_steps=total_steps), named
+    modulator = config.pop("kind", None) or Attention(**{"init": "xavier", **config})
+    optimizer = MetaAdamW(
+        groups, modulator=modulator, total_steps=total_steps, learning="lookahead"
+    )
+    return optimizer, named
 
 
 def reference_of(
@@ -126,8 +129,8 @@ def test_one_table_says_names_order_and_dimension(
     features: str, second_moment_norm: bool, time_step: bool, feature_gating: bool
 ) -> None:
     options: dict[str, Any] = {"second_moment_norm": second_moment_norm, "time_step": time_step}
-    config = ModulatorConfig(features=features, feature_gating=feature_gating, **options)
-    table = feature_table(config)
+    config = Attention(features=features, feature_gating=feature_gating, **options)
+    table = config.table
     optimizer, named = optimizer_of(
         [[(2, 3)], [(4,), (3,)]], features=features, feature_gating=feature_gating, **options
     )
@@ -198,7 +201,7 @@ def test_a_group_without_tensors() -> None:
     param = nn.Parameter(torch.ones(2))
     groups = [{"params": []}, {"params": [param]}]
     for features in FEATURES:
-        optimizer = MetaAdamW(groups, modulator=ModulatorConfig(features=features))
+        optimizer = MetaAdamW(groups, modulator=Attention(features=features), learning="lookahead")
         param.grad = torch.ones(2)
         assert torch.isfinite(optimizer.group_features()).all()
         optimizer.step()
@@ -207,7 +210,7 @@ def test_a_group_without_tensors() -> None:
 @pytest.mark.parametrize("features", ["norm_basic", "norm_basic_plus", "scale_free"])
 def test_standardised_columns(features: str) -> None:
     """Mean 0 and deviation 1 across groups, to rounding; all 0 for a single group."""
-    standardised = [f.standardise for f in feature_table(ModulatorConfig(features=features))]
+    standardised = [f.standardise for f in feature_table(features)]
     for shapes in ([[(3, 2), (4,)], [(5,), (2, 2)], [(7,), (3,)]], [[(3, 2), (4,)]]):
         optimizer, named = optimizer_of(shapes, features=features)
         for _ in range(2):
@@ -259,10 +262,12 @@ def test_scale_free_features_do_not_see_the_scale_of_the_loss() -> None:
 def test_depth_comes_from_the_names_where_it_is_not_given() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 2), nn.Linear(2, 1))
     groups = [{"params": list(model[i].named_parameters(prefix=str(i)))} for i in (0, 2, 3)]
-    optimizer = MetaAdamW(groups, modulator=ModulatorConfig(features="enhanced"))
+    optimizer = MetaAdamW(groups, modulator=Attention(features="enhanced"), learning="lookahead")
     depth = optimizer.group_features()[:, optimizer.feature_names.index("depth")]
     assert depth.tolist() == pytest.approx([0.0, 2 / 3, 1.0])
-    unnamed = MetaAdamW(model.parameters(), modulator=ModulatorConfig(features="enhanced"))
+    unnamed = MetaAdamW(
+        model.parameters(), modulator=Attention(features="enhanced"), learning="lookahead"
+    )
     assert unnamed.group_features()[0, unnamed.feature_names.index("depth")] == 0.5
 
 
@@ -337,10 +342,10 @@ def test_group_features_refuses_gradients_that_do_not_fit() -> None:
 
 def test_without_an_encoder_there_are_none() -> None:
     """Nobody would read them: no column, no statistic, and nothing to wait for."""
-    config = ModulatorConfig(features="scale_free", layers=0)
-    assert feature_table(config) == ()
+    config = Factors(alpha_range=1.0, scale="linear", update_every=1)
+    assert config.table == ()
     assert needed_products(()) == []
-    optimizer, named = optimizer_of([[(3, 2)], [(4,)]], layers=0)
+    optimizer, named = optimizer_of([[(3, 2)], [(4,)]], kind=config)
     assert optimizer.feature_names == []
     set_gradients(named, ["normal"] * len(named))
     assert optimizer.group_features().shape == (2, 0)

@@ -218,7 +218,7 @@ def test_split_inside_the_users_groups_keeps_their_hyperparameters(named):
     assert sources[0]["name"] == "decay"  # the caller's groups are not touched
     assert sources[0]["params"] is split[True]
 
-    optimizer = MetaAdamW(groups, lr=1e-3)
+    optimizer = MetaAdamW(groups, lr=1e-3, learning="lookahead")
     assert {g["lr"] for g in optimizer.param_groups} == {3e-4, 1e-3}
 
     (alone,) = {g["name"].split(".")[0] for g in fine_grained_groups(model, sources[:1])}
@@ -343,4 +343,4 @@ def test_any_model_is_partitioned(model, data):
         decay = {id(p): o for p, o in zip(params, owner, strict=True)}
         for group in groups if param_groups else []:
             assert {decay[id(p)] for p in group["params"]} == {group["weight_decay"]}
-        MetaAdamW(groups)  # accepts every result
+        MetaAdamW(groups, learning="lookahead")  # accepts every result

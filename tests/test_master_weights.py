@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metaadamw import MetaAdamW, MetaConfig, ModulatorConfig
-from metaadamw.master_weights import LOW_BITS, join, split
+from metaadamw import Attention, MetaAdamW
+from metaadamw.state.master_weights import LOW_BITS, join, split
+from tests.learning import learning_of
 from tests.training import assert_same, make, meta_update, results, train
 
-XAVIER = ModulatorConfig(init="xavier", layers=1)
+XAVIER = Attention(init="xavier", layers=1)
 paths = pytest.mark.parametrize(
     "path", [{"foreach": False}, {"foreach": True}, {"fused": True}], ids=str
 )
@@ -68,7 +69,7 @@ def test_masters_in_two_halves_are_masters(path: dict[str, bool]) -> None:
     """AdamW on whole float32 masters, of which the model sees the rounded values."""
     params, _ = bfloat16_parameters()
     masters = [nn.Parameter(p.detach().float()) for p in params]
-    ours = MetaAdamW(params, lr=1e-4, master_weights=True, **path)
+    ours = MetaAdamW(params, lr=1e-4, master_weights=True, learning="lookahead", **path)
     theirs = torch.optim.AdamW(masters, lr=1e-4, **path)
     for step in range(50):
         for param, master in zip(params, masters, strict=True):
@@ -86,7 +87,7 @@ def test_masters_in_two_halves_are_masters(path: dict[str, bool]) -> None:
 def test_a_modulated_run_is_that_of_masters(mode: Any) -> None:
     """α and β come from the rounded parameters; what they scale is not rounded."""
     params, _ = bfloat16_parameters()
-    options: dict[str, Any] = {"modulator": XAVIER, "meta": MetaConfig(mode=mode, lr=1e-2)}
+    options: dict[str, Any] = {"modulator": XAVIER, "learning": learning_of(mode, lr=1e-2)}
     ours = MetaAdamW([{"params": [p]} for p in params], lr=1e-3, master_weights=True, **options)
     masters = [p.detach().float() for p in params]
     moments = [(torch.zeros_like(w), torch.zeros_like(w)) for w in masters]
@@ -114,7 +115,12 @@ def test_nothing_is_too_small() -> None:
     for master_weights in (False, True):
         param = nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
         optimizer = MetaAdamW(
-            [param], lr=1e-5, weight_decay=1.0, master_weights=master_weights, eps=0.0
+            [param],
+            lr=1e-5,
+            weight_decay=1.0,
+            master_weights=master_weights,
+            eps=0.0,
+            learning="lookahead",
         )
         for _ in range(200):
             param.grad = torch.ones_like(param)
@@ -127,7 +133,7 @@ def test_nothing_is_too_small() -> None:
 
 def test_bytes_of_state() -> None:
     param = nn.Parameter(torch.ones(64, 64, dtype=torch.bfloat16))
-    optimizer = MetaAdamW([param], master_weights=True)
+    optimizer = MetaAdamW([param], master_weights=True, learning="lookahead")
     param.grad = torch.ones_like(param)
     optimizer.step()
     state = optimizer.state[param]
@@ -136,8 +142,8 @@ def test_bytes_of_state() -> None:
 
 
 def bfloat16_run(mode: Any, **options: Any) -> tuple[Any, MetaAdamW]:
-    meta = MetaConfig(mode=mode, every=2, lr=1e-2)
-    settings = {"lr": 1e-4, "master_weights": True, "modulator": XAVIER, "meta": meta}
+    meta = learning_of(mode, every=2, lr=1e-2)
+    settings = {"lr": 1e-4, "master_weights": True, "modulator": XAVIER, "learning": meta}
     return make(torch.bfloat16, **{**settings, **options})
 
 
@@ -213,7 +219,7 @@ def test_wider_parameters_need_none() -> None:
 
 def test_mixed_with_float32_in_one_group() -> None:
     params = [nn.Parameter(torch.ones(3, dtype=d)) for d in (torch.bfloat16, torch.float32)]
-    optimizer = MetaAdamW(params, lr=1e-4, master_weights=True)
+    optimizer = MetaAdamW(params, lr=1e-4, master_weights=True, learning="lookahead")
     for _ in range(10):
         for param in params:
             param.grad = torch.ones_like(param)
@@ -224,6 +230,10 @@ def test_mixed_with_float32_in_one_group() -> None:
 
 def test_float16_is_refused() -> None:
     with pytest.raises(ValueError, match=r"param_groups\[0\].params.*float16"):
-        MetaAdamW([nn.Parameter(torch.ones(2, dtype=torch.float16))], master_weights=True)
+        MetaAdamW(
+            [nn.Parameter(torch.ones(2, dtype=torch.float16))],
+            master_weights=True,
+            learning="lookahead",
+        )
     with pytest.raises(TypeError, match=r"master_weights.*'yes'"):
-        MetaAdamW([nn.Parameter(torch.ones(2))], master_weights="yes")  # type: ignore[arg-type]
+        MetaAdamW([nn.Parameter(torch.ones(2))], master_weights="yes", learning="lookahead")  # type: ignore[arg-type]

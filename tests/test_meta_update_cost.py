@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metaadamw import MetaAdamW, MetaConfig
-from metaadamw.evaluation import Evaluation
+from metaadamw import LookAhead, MetaAdamW
+from metaadamw.learning.lookahead.evaluation import Evaluation
 from tests.training import Net, assert_same, batch, full_snapshot, loss_fn, make, meta_update
 from tests.twin import Problem, assert_close, expected_movement
 
@@ -53,13 +53,26 @@ def counted(monkeypatch: pytest.MonkeyPatch, update: Any) -> list[tuple[str, boo
 def test_every_gradient_serves_all_terms_that_need_it(
     hvp: str, gradients_on_batch2: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, optimizer = make(meta=MetaConfig(hvp=hvp))  # type: ignore[arg-type]
+    model, optimizer = make(learning=LookAhead(hvp=hvp))  # type: ignore[arg-type]
     data = [(name, batch(i)) for i, name in enumerate(("batch1", "batch2", "val_batch"))]
+    meta_update(model, optimizer)  # the first one compares an exact product with differences
     calls = counted(monkeypatch, lambda loss: optimizer.update_attention(model, loss, *data))
     assert sorted(calls) == sorted(
         [("batch1", True), ("val_batch", False), ("val_batch", True)]
         + [("batch2", True)] * gradients_on_batch2
     )
+
+
+def test_an_exact_product_is_compared_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A product for the comparison, and the gradients at two points: one central difference."""
+    model, optimizer = make(torch.float64, learning=LookAhead(hvp="auto"))
+    data = [(name, batch(i)) for i, name in enumerate(("batch1", "batch2", "val_batch"))]
+    counts = []
+    for _ in range(3):
+        calls = counted(monkeypatch, lambda loss: optimizer.update_attention(model, loss, *data))
+        counts.append(calls.count(("batch2", True)))
+        monkeypatch.undo()
+    assert counts == [5, 1, 1]
 
 
 @pytest.mark.parametrize("maximize", [False, True])
@@ -110,7 +123,7 @@ def test_a_training_loss_without_gradients_is_refused() -> None:
 
 
 def test_the_gap_at_theta_prime_needs_batch1_all_the_same() -> None:
-    model, optimizer = make(meta=MetaConfig(gap_at="theta_prime"))
+    model, optimizer = make(learning=LookAhead(gap_at="theta_prime"))
     loss_fn(model, batch(0)).backward()
     with pytest.raises(ValueError, match="missing: batch1"):
         optimizer.update_attention(model, loss_fn, None, batch(1), batch(2), training_loss=0.5)
@@ -139,7 +152,7 @@ def adapter_loss(model: nn.Module, data: Tensor) -> Tensor:
 def test_a_large_frozen_base_is_watched_not_copied() -> None:
     torch.manual_seed(0)
     model = Adapter(64)
-    optimizer = MetaAdamW(model.head.parameters())
+    optimizer = MetaAdamW(model.head.parameters(), learning="lookahead")
     data = [torch.randn(8, 4) for _ in range(3)]
     assert optimizer.update_attention(model, adapter_loss, *data).applied
     model.drift = True
@@ -152,7 +165,7 @@ def test_a_light_frozen_part_is_put_back() -> None:
     model = Adapter(1)
     model.head = nn.Linear(1, 32)
     model.drift = True
-    optimizer = MetaAdamW(model.head.parameters())
+    optimizer = MetaAdamW(model.head.parameters(), learning="lookahead")
     before = model.base.weight.clone()
     data = [torch.randn(8, 4) for _ in range(3)]
     assert optimizer.update_attention(model, adapter_loss, *data).applied
@@ -170,7 +183,7 @@ def kept() -> int:
 
 def large_model(hvp: str) -> tuple[nn.Module, MetaAdamW, list[Tensor]]:
     model = nn.Sequential(nn.Linear(1, SIZE, bias=False)).double()
-    optimizer = MetaAdamW(model.parameters(), meta=MetaConfig(hvp=hvp))  # type: ignore[arg-type]
+    optimizer = MetaAdamW(model.parameters(), learning=LookAhead(hvp=hvp))  # type: ignore[arg-type]
     return model, optimizer, [torch.ones(1, 1, dtype=torch.float64)] * 3
 
 
@@ -182,6 +195,8 @@ def fourth_power(model: nn.Module, inputs: Tensor) -> Tensor:
 def test_gradients_are_not_kept_beyond_their_inner_products(hvp: str) -> None:
     """Whenever the loss is evaluated, at most θ, the gradient on B1 and one more are kept."""
     model, optimizer, data = large_model(hvp)
+    # The first one compares an exact product with differences.
+    assert optimizer.update_attention(model, fourth_power, *data).applied
     alive: list[int] = []
 
     def loss(model: nn.Module, inputs: Tensor) -> Tensor:
@@ -198,6 +213,7 @@ def test_gradients_are_not_kept_beyond_their_inner_products(hvp: str) -> None:
 def test_an_exact_product_keeps_the_graph_of_the_gradient_only(monkeypatch) -> None:
     """Beside the parameter, θ and the gradient on B1: q, and not the gradient it is made of."""
     model, optimizer, data = large_model("exact")
+    assert optimizer.update_attention(model, fourth_power, *data).applied  # compares
     alive: list[int] = []
     product = Evaluation.product
 
@@ -214,7 +230,7 @@ def test_meta_updates_are_repeatable() -> None:
     """The same state and batches give the same bits, whatever ran before."""
     states = []
     for _ in range(2):
-        model, optimizer = make(meta=MetaConfig(hvp="finite_difference"))
+        model, optimizer = make(learning=LookAhead(hvp="finite_difference"))
         assert isinstance(model, Net)
         meta_update(model, optimizer, 3)
         states.append(optimizer.meta_state_dict())

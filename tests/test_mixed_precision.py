@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metaadamw import MetaAdamW, MetaConfig, ModulatorConfig, fine_grained_groups
+from metaadamw import Attention, Hypergradient, LookAhead, MetaAdamW, fine_grained_groups
 from tests.training import assert_same, batch, full_snapshot, loss_fn, make, meta_update, results
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-XAVIER = ModulatorConfig(init="xavier", layers=1)
-ONLINE = {"modulator": XAVIER, "meta": MetaConfig(mode="online", lr=1e-2)}
-LOOKAHEAD = {"modulator": XAVIER, "meta": MetaConfig(every=2, lr=1e-2)}
+XAVIER = Attention(init="xavier", layers=1)
+ONLINE = {"modulator": XAVIER, "learning": Hypergradient(lr=1e-2)}
+LOOKAHEAD = {"modulator": XAVIER, "learning": LookAhead(every=2, lr=1e-2)}
 modes = pytest.mark.parametrize("options", [ONLINE, LOOKAHEAD], ids=["online", "lookahead"])
 paths = pytest.mark.parametrize(
     "path",
@@ -125,8 +125,8 @@ def test_meta_updates_under_autocast(dtype, objective, hvp):
         torch.manual_seed(1)
         model = nn.Sequential(nn.Linear(16, 64), nn.GELU(), nn.LayerNorm(64), nn.Linear(64, 1))
         model.to(DEVICE)
-        meta = MetaConfig(every=10, lr=1.0, weight_decay=0.0, hvp=hvp, objective=objective)
-        optimizer = MetaAdamW(fine_grained_groups(model), lr=1e-2, modulator=XAVIER, meta=meta)
+        meta = LookAhead(every=10, lr=1.0, weight_decay=0.0, hvp=hvp, objective=objective)
+        optimizer = MetaAdamW(fine_grained_groups(model), lr=1e-2, modulator=XAVIER, learning=meta)
         for _ in range(10):
             optimizer.zero_grad()
             loss(model, rows[0]).backward()
@@ -151,7 +151,7 @@ def test_the_training_loss_serves_after_unscaling():
     """``training_loss=`` takes what is in .grad, so the scaler's unscale_ comes first."""
 
     def learned(scaler: torch.amp.GradScaler | None) -> dict[str, Any]:
-        model, optimizer = make(modulator=XAVIER, meta=MetaConfig(every=1, lr=1e-2))
+        model, optimizer = make(modulator=XAVIER, learning=LookAhead(every=1, lr=1e-2))
         torch.manual_seed(0)
         loss = loss_fn(model, batch(0))
         if scaler is None:

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metaadamw import MetaAdamW, MetaConfig, Modulation, ModulatorConfig
-from metaadamw.modulator import Modulator
+from metaadamw import Attention, Hypergradient, MetaAdamW, Modulation
+from metaadamw.modulators.attention import AttentionModulator
+from tests.learning import learning_of
 from tests.reference.modulator import (
     ReferenceModulator,
     modulator_from_library,
@@ -39,14 +40,14 @@ SIZES: dict[str, dict[str, Any]] = {
 sizes = pytest.mark.parametrize("options", SIZES.values(), ids=SIZES)
 
 
-def library(options: dict[str, Any], *, random: bool = False, **config: Any) -> Modulator:
+def library(options: dict[str, Any], *, random: bool = False, **config: Any) -> AttentionModulator:
     """A modulator in float64, with Xavier birth or weights all over the place."""
     options = {"init": "xavier", **options, **config}
     embedding_dim = options.pop("embedding_dim", 0)
-    modulator = Modulator(
+    modulator = AttentionModulator(
         COLUMNS,
         GROUPS,
-        ModulatorConfig(**options),
+        Attention(**options),
         embedding_dim=embedding_dim,
         dtype=torch.float64,
     )
@@ -57,13 +58,13 @@ def library(options: dict[str, Any], *, random: bool = False, **config: Any) -> 
     return modulator
 
 
-def twin_of(modulator: Modulator) -> ReferenceModulator:
+def twin_of(modulator: AttentionModulator) -> ReferenceModulator:
     return modulator_from_library(
         modulator.state_dict(),
         feature_count=COLUMNS,
-        heads=modulator.config.heads,
-        alpha_range=modulator.config.alpha_range,
-        beta_range=modulator.config.beta_range,
+        heads=modulator.options.heads,
+        alpha_range=modulator.options.alpha_range,
+        beta_range=modulator.options.beta_range,
     )
 
 
@@ -126,13 +127,13 @@ def test_xavier_birth(options: dict[str, Any]) -> None:
         else:
             bound = math.sqrt(6 / sum(weight.shape[-2:]))
             assert 0.8 * bound < weight.abs().max() <= bound, name
-    assert (modulator(features()).alpha != 1).all() == (modulator.config.alpha_range > 0)
+    assert (modulator(features()).alpha != 1).all() == (modulator.options.alpha_range > 0)
 
 
 def test_birth_follows_its_seed_alone() -> None:
     stream = torch.get_rng_state()
     first, second, other = (
-        Modulator(COLUMNS, GROUPS, ModulatorConfig(init="xavier"), embedding_dim=4, seed=seed)
+        AttentionModulator(COLUMNS, GROUPS, Attention(init="xavier"), embedding_dim=4, seed=seed)
         for seed in (3, 3, 4)
     )
     assert torch.equal(torch.get_rng_state(), stream)
@@ -141,10 +142,10 @@ def test_birth_follows_its_seed_alone() -> None:
         drawn = "proj_weight" in name or name.startswith(("linear1_w", "linear2_w", "output_w"))
         if drawn or name == "group_embedding":
             assert not torch.equal(weight, other.state_dict()[name]), name
-    wide = Modulator(
+    wide = AttentionModulator(
         COLUMNS,
         GROUPS,
-        ModulatorConfig(init="xavier"),
+        Attention(init="xavier"),
         embedding_dim=4,
         seed=3,
         dtype=torch.float64,
@@ -206,12 +207,12 @@ def test_the_bias_of_the_keys_has_no_gradient() -> None:
     assert query.any()
     assert value.any()
 
-    meta = MetaConfig(mode="online", lr=0.05)
+    meta = Hypergradient(lr=0.05)
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
     optimizer = MetaAdamW(
         [{"params": [p]} for p in model.parameters()],
-        modulator=ModulatorConfig(init="xavier"),
-        meta=meta,
+        modulator=Attention(init="xavier"),
+        learning=meta,
     )
     for step in range(6):
         torch.manual_seed(step)
@@ -237,8 +238,8 @@ def test_new_groups_leave_the_rows_that_are_there() -> None:
     new = after["group_embedding"][GROUPS:]
     assert new.abs().min() > 0
     assert new.abs().max() < 0.5  # five deviations
-    at_once = Modulator(
-        COLUMNS, GROUPS + 3, modulator.config, embedding_dim=4, dtype=torch.float64
+    at_once = AttentionModulator(
+        COLUMNS, GROUPS + 3, modulator.options, embedding_dim=4, dtype=torch.float64
     ).group_embedding
     assert torch.equal(new, at_once[GROUPS:])  # no matter when a group comes
 
@@ -269,8 +270,8 @@ def test_a_new_param_group_is_a_new_token(mode: Any, kind: Any) -> None:
 
     optimizer = MetaAdamW(
         model[0].parameters(),
-        modulator=ModulatorConfig(features="enhanced", init="xavier"),
-        meta=MetaConfig(mode=mode, optimizer=kind, lr=0.01),
+        modulator=Attention(features="enhanced", init="xavier"),
+        learning=learning_of(mode, optimizer=kind, lr=0.01),
     )
     optimizer.add_param_group({"params": list(model[2].parameters())})
     for _ in range(3):

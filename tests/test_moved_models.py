@@ -10,25 +10,35 @@ import torch
 from torch import nn
 from torch.optim import AdamW
 
-from metaadamw import MetaAdamW, MetaConfig, ModulatorConfig, Schedule
+from metaadamw import (
+    Attention,
+    Factors,
+    Hypergradient,
+    LookAhead,
+    MetaAdamW,
+    Off,
+    Schedule,
+    TwoHorizons,
+    Windows,
+)
 from tests.distributed.processes import Processes
 from tests.fake_devices import moved_steps
 from tests.training import Net, assert_same, backward, meta_update, results
 
-XAVIER = ModulatorConfig(init="xavier", layers=1)
+XAVIER = Attention(init="xavier", layers=1)
 OPTIONS: dict[str, Callable[[], dict[str, Any]]] = {
-    "off": lambda: {"modulator": XAVIER, "meta": MetaConfig(mode="off")},
-    "online": lambda: {"modulator": XAVIER, "meta": MetaConfig(mode="online")},
-    "windows": lambda: {"modulator": XAVIER, "meta": MetaConfig(mode="online", window=2)},
+    "off": lambda: {"modulator": XAVIER, "learning": Off()},
+    "online": lambda: {"modulator": XAVIER, "learning": Hypergradient()},
+    "windows": lambda: {"modulator": XAVIER, "learning": Windows(window=2, mean_speed=1.0)},
     "no attention": lambda: {
-        "modulator": ModulatorConfig(layers=0),
-        "meta": MetaConfig(mode="online", window=2),
+        "modulator": Factors(alpha_range=1.0, scale="linear", update_every=1),
+        "learning": Windows(window=2, mean_speed=1.0),
     },
     "two horizons": lambda: {
-        "modulator": ModulatorConfig(layers=0, update_every=2),
-        "meta": MetaConfig(mode="online", window=3, consecutive_lr=0.05),
+        "modulator": Factors(update_every=2, alpha_range=1.0, scale="linear"),
+        "learning": TwoHorizons(window=3, consecutive_lr=0.05, mean_speed=1.0),
     },
-    "lookahead": lambda: {"modulator": XAVIER, "meta": MetaConfig(mode="lookahead", every=2)},
+    "lookahead": lambda: {"modulator": XAVIER, "learning": LookAhead(every=2)},
     "schedule": lambda: {
         "modulator": Schedule(("a", "b"), torch.tensor([[0.5, 1.5]]), torch.tensor([[1.5, 0.5]]))
     },
@@ -74,7 +84,7 @@ def test_moved_before_the_first_step_is_built_after_the_move(kind, dtype, path):
     assert_same(results(model, optimizer), results(other, its))
     wanted = torch.float64 if dtype == torch.float64 else torch.float32
     assert optimizer.modulation.alpha.dtype == wanted
-    assert optimizer.modulator.weights[0].dtype == wanted
+    assert all(weight.dtype == wanted for weight in optimizer.modulator.weights)
 
 
 @options

@@ -16,13 +16,14 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from metaadamw import (
+    Attention,
+    Factors,
     MetaAdamW,
-    MetaConfig,
-    ModulatorConfig,
+    TwoHorizons,
+    Windows,
     fine_grained_groups,
-    online_preset,
-    windows_preset,
 )
+from tests.learning import learning_of
 from tests.training import batch, loss_fn, make
 
 READS = ("_local_scalar_dense", "is_nonzero", "item", "equal", "nonzero")
@@ -55,8 +56,8 @@ def test_the_watch_sees_a_read_and_a_constant() -> None:
 @pytest.mark.parametrize("features", ["basic", "norm_basic_plus", "enhanced", "scale_free"])
 def test_no_stall_in_fifty_steps(path: dict[str, bool], mode: Any, features: str) -> None:
     model, optimizer = make(
-        modulator=ModulatorConfig(features=features, init="xavier", feature_gating=True),
-        meta=MetaConfig(mode=mode),
+        modulator=Attention(features=features, init="xavier", feature_gating=True),
+        learning=learning_of(mode),
         capturable=True,
         **path,
     )
@@ -77,15 +78,17 @@ def test_no_stall_in_fifty_steps(path: dict[str, bool], mode: Any, features: str
     assert stalls == []
 
 
-@pytest.mark.parametrize("preset", [online_preset(), windows_preset()], ids=["online", "windows"])
-def test_no_stall_in_windows(preset: tuple[ModulatorConfig, MetaConfig]) -> None:
+@pytest.mark.parametrize(
+    "preset", [(Factors(), TwoHorizons()), (Factors(), Windows())], ids=["online", "windows"]
+)
+def test_no_stall_in_windows(preset: tuple[Any, Any]) -> None:
     """Also where one ends, and where single steps learn as well.
 
     Learning rates are brought there, but on an accelerator through pinned memory, without waiting.
     """
     modulator, meta = preset
     model, optimizer = make(
-        modulator=modulator, meta=replace(meta, window=5), capturable=True, foreach=True
+        modulator=modulator, learning=replace(meta, window=5), capturable=True, foreach=True
     )
     stalls = []
     for index in range(30):
@@ -109,8 +112,8 @@ def test_the_accelerators_way_gives_the_numbers_of_the_hosts(mode: Any) -> None:
         optimizer = MetaAdamW(
             fine_grained_groups(model),
             lr=1e-2,
-            modulator=ModulatorConfig(init="xavier"),
-            meta=MetaConfig(mode=mode, every=4, lr=1e-2),
+            modulator=Attention(init="xavier"),
+            learning=learning_of(mode, every=4, lr=1e-2),
             foreach=True,
             capturable=capturable,
         )
@@ -134,16 +137,17 @@ def test_the_accelerators_way_gives_the_numbers_of_the_hosts(mode: Any) -> None:
 def test_what_a_step_leaves_for_the_next_stays_in_place(mode: Any) -> None:
     """A captured CUDA graph reads and writes the same memory at every replay."""
     model, optimizer = make(
-        modulator=ModulatorConfig(init="xavier"), meta=MetaConfig(mode=mode), capturable=True
+        modulator=Attention(init="xavier"), learning=learning_of(mode), capturable=True
     )
     seen = set()
     for index in range(6):
         optimizer.zero_grad()
         loss_fn(model, batch(index)).backward()
         optimizer.step()
-        learner = optimizer._learning
+        learner = optimizer._controller
         kept = [learner.features, *optimizer.modulation, learner.device_steps]
-        kept += list(learner.last[:3]) if learner.last is not None else []
+        last = getattr(learner.learning, "last", None)
+        kept += list(last[:3]) if last is not None else []
         if index >= 2:  # the first two are the warm-up
             seen.add(tuple(t.data_ptr() for t in kept if t is not None))
     assert len(seen) == 1

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from metaadamw import MetaAdamW, MetaConfig, ModulatorConfig
-from metaadamw.meta_update import _finite
+from metaadamw import Attention, Hypergradient, MetaAdamW
+from metaadamw.learning.lookahead.meta_update import _finite
+from tests.learning import learning_of
 from tests.training import (
     assert_same,
     backward,
@@ -38,8 +39,8 @@ BAD = [math.nan, math.inf, -math.inf]
 
 def prepared(features: str = "basic", **meta) -> tuple[nn.Module, MetaAdamW]:
     model, optimizer = make(
-        modulator=ModulatorConfig(features=features, init="xavier", layers=1),
-        meta=MetaConfig(**{"every": 1, "lr": 1e-2, **meta}),
+        modulator=Attention(features=features, init="xavier", layers=1),
+        learning=learning_of(**{"every": 1, "lr": 1e-2, **meta}),
     )
     train(model, optimizer, range(2))
     return model, optimizer
@@ -53,7 +54,9 @@ def counts(optimizer: MetaAdamW) -> tuple[int, int]:
 def weights(optimizer: MetaAdamW) -> dict:
     """What a meta-update moves, and the state of what moves it."""
     state = optimizer.meta_state_dict()
-    return {key: state[key] for key in ("modulator", "raw_log_variances", "meta_optimizer")}
+    kept = ("raw_log_variances", "meta_optimizer")
+    learning = {key: state["learning"][key] for key in kept if key in state["learning"]}
+    return {"modulator": state["modulator"], **learning}
 
 
 def finite(optimizer: MetaAdamW) -> bool:
@@ -98,6 +101,7 @@ def test_every_call_of_the_loss(hvp):
     """NaN at any one evaluation is enough to skip; all are asked for."""
     for call in itertools.count(1):
         model, optimizer = prepared(hvp=hvp)
+        meta_update(model, optimizer)  # the first one also compares products
         before = weights(optimizer)
         count = itertools.count(1)
 
@@ -179,9 +183,7 @@ def test_resumed_before_a_non_finite_gradient(mode):
 
 def test_the_first_step_of_all():
     """No features to fall back on: still finite."""
-    model, optimizer = make(
-        modulator=ModulatorConfig(init="xavier"), meta=MetaConfig(mode="online")
-    )
+    model, optimizer = make(modulator=Attention(init="xavier"), learning=Hypergradient())
     backward(model, 0)
     model.head.weight.grad.fill_(math.nan)
     optimizer.step()
@@ -210,8 +212,8 @@ def test_a_scaled_run_equals_an_unscaled_one(mode):
 
     def run(scaled: bool):
         model, optimizer = make(
-            modulator=ModulatorConfig(init="xavier", layers=1),
-            meta=MetaConfig(mode=mode, every=2, lr=1e-2),
+            modulator=Attention(init="xavier", layers=1),
+            learning=learning_of(mode, every=2, lr=1e-2),
         )
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12, enabled=scaled)
         for index in range(9):

@@ -6,7 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from metaadamw.objectives import generalization_gap, gradient_alignment, loss_decrease
+from metaadamw.learning.lookahead.objectives import (
+    generalization_gap,
+    gradient_alignment,
+    loss_decrease,
+)
 from tests.reference.meta import gradient_alignment as reference_alignment
 from tests.reference.modulator import ReferenceModulation
 

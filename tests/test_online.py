@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
-from metaadamw import MetaAdamW, MetaConfig, ModulatorConfig
+from metaadamw import Attention, Hypergradient, MetaAdamW
 from tests.reference.adamw import step_tensors
 from tests.reference.online import OnlineSignal, cosine_signal, online_gradient, raw_signal
 from tests.reference.state import (
@@ -80,7 +80,6 @@ def run_beside_the_twin(
         twin, before = reference_modulator(optimizer), problem.weights()
         optimizer.step()
         movement = double({n: (w - problem.weights()[n]) / META_LR for n, w in before.items()})
-        assert not movement.pop("raw").any()  # no objective to be weighted here
 
         refreshed = bool(grads) and step % problem.config.update_every == 0
         if memory is None or not refreshed or step < meta.warmup_steps:
@@ -92,7 +91,7 @@ def run_beside_the_twin(
                 memory["features"],
                 signal,
                 weight_decay=meta.weight_decay,
-                gate_sparsity=meta.gate_sparsity,
+                gate_sparsity=problem.config.gate_sparsity,
             )
             learned += 1
             assert signal.alpha.any()
@@ -283,9 +282,7 @@ def tensors_in(thing: Any, seen: set[int]) -> Iterator[Tensor]:
 
 def test_nothing_of_the_size_of_the_parameters_is_kept() -> None:
     model = nn.Sequential(nn.Linear(100, 100), nn.Linear(100, 100))
-    optimizer = MetaAdamW(
-        model.named_parameters(), modulator=ModulatorConfig(), meta=MetaConfig(mode="online")
-    )
+    optimizer = MetaAdamW(model.named_parameters(), modulator=Attention(), learning=Hypergradient())
     for _ in range(3):
         model(torch.randn(4, 100)).square().mean().backward()
         optimizer.step()
@@ -311,8 +308,8 @@ def test_groups_that_start_at_zero(dtype: torch.dtype) -> None:
         for layer in (model[0], model[2]):
             nn.init.zeros_(layer.bias)
         groups = [{"params": [p]} for p in model.parameters()]
-        meta = MetaConfig(mode="online", optimizer="sgd", lr=0.1, weight_decay=0.0)
-        optimizer = MetaAdamW(groups, lr=1e-2, meta=meta)
+        meta = Hypergradient(optimizer="sgd", lr=0.1, weight_decay=0.0)
+        optimizer = MetaAdamW(groups, lr=1e-2, modulator="attention", learning=meta)
         data = torch.randn(4, 16, 6, dtype=torch.float64).to(precision)
         alphas = []
         for x in data:

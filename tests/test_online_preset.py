@@ -1,4 +1,4 @@
-"""``online_preset``: a factor for each group, against the whole of it written out.
+"""What ``MetaAdamW`` does by default, and its single steps alone, written out in full.
 
 At every fourth step Adam moves the factors by what the gradient says of the last step. With
 windows, their mean stays where it is at such a step, and where a window ends, they also move by the
@@ -17,8 +17,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metaadamw import MetaAdamW, MetaConfig, online_preset
-from metaadamw.gauss_newton import DAMPING
+from metaadamw import Factors, Hypergradient, MetaAdamW, TwoHorizons, Windows
+from metaadamw.learning.gauss_newton import DAMPING
 from tests.reference.window import boundaries
 
 LR, BETAS, EPS, DECAY, STEPS = 0.05, (0.9, 0.999), 1e-8, 0.1, 41
@@ -50,6 +50,11 @@ def flat(tensors: list[Tensor]) -> Tensor:
 
 def cosine(x: Tensor, y: Tensor) -> Tensor:
     return x @ y / (x.norm() * y.norm())
+
+
+def learning(window: int) -> Hypergradient | TwoHorizons:
+    """Single steps alone, or with windows."""
+    return Hypergradient() if window == 1 else TwoHorizons(window=window)
 
 
 class Plain:
@@ -162,12 +167,10 @@ def test_factors_and_parameters_are_those_of_the_plain_form(
     """A cosine is recovered to 1e-13, and Adam divides it by its own size: 1e-9."""
     plain = Plain(seed, mean_preserving=mean_preserving, windows=window > 1)
     params = [[nn.Parameter(p) for p in group] for group in parts(seed)]
-    modulator, meta = online_preset(window=window, mean_preserving=mean_preserving)
-    rate = meta.consecutive_lr or meta.lr
+    modulator, meta = Factors(mean_preserving=mean_preserving), learning(window)
     options: dict[str, Any] = {"lr": LR, "betas": BETAS, "eps": EPS, "weight_decay": DECAY}
     groups = [{"params": group} for group in params]
-    optimizer = MetaAdamW(groups, modulator=modulator, meta=meta, fused=fused, **options)
-    assert rate is not None
+    optimizer = MetaAdamW(groups, modulator=modulator, learning=meta, fused=fused, **options)
     begins = boundaries(STEPS, window) if window > 1 else []
     for step in range(STEPS):
         grads = gradient(plain.theta, step)
@@ -181,7 +184,7 @@ def test_factors_and_parameters_are_those_of_the_plain_form(
                 step, step - max(b for b in begins if b < step), plain.lr * alpha, DECAY * beta
             )
         if step and step % modulator.update_every == 0:
-            plain.learn(grads, meta.weight_decay, rate)
+            plain.learn(grads, meta.weight_decay, 0.04)
         if cosines is not None:
             plain.end_window(cosines)
         if step in begins:
@@ -202,11 +205,11 @@ def test_factors_and_parameters_are_those_of_the_plain_form(
 
 @pytest.mark.parametrize("window", [1, WINDOW])
 def test_it_is_adamw_until_it_has_learned(window: int) -> None:
-    modulator, meta = online_preset(window=window)
-    # Too small for α to differ from 1; 0 would turn learning from single steps off.
-    meta = replace(meta, lr=0.0, consecutive_lr=0.0 if window == 1 else 1e-30)
+    modulator, meta = Factors(), learning(window)
+    # Too small for α to differ from 1; the rate of single steps must not be 0 beside windows.
+    meta = replace(meta, lr=0.0, **({} if window == 1 else {"consecutive_lr": 1e-30}))
     ours, theirs = ([nn.Parameter(p) for p in itertools.chain(*parts(0))] for _ in range(2))
-    optimizer = MetaAdamW(ours, lr=LR, modulator=modulator, meta=meta)
+    optimizer = MetaAdamW(ours, lr=LR, modulator=modulator, learning=meta)
     adamw = torch.optim.AdamW(theirs, lr=LR, weight_decay=1e-2)
     for step in range(25):
         for p, q, noise in zip(ours, theirs, itertools.chain(*parts(step)), strict=True):
@@ -228,9 +231,9 @@ def train(optimizer: MetaAdamW, steps: range) -> None:
 
 
 def optimizer_of(params: list[list[nn.Parameter]], window: int) -> MetaAdamW:
-    modulator, meta = online_preset(window=window)
+    modulator, meta = Factors(), learning(window)
     groups = [{"params": group, "name": f"group {g}"} for g, group in enumerate(params)]
-    return MetaAdamW(groups, lr=LR, modulator=modulator, meta=meta)
+    return MetaAdamW(groups, lr=LR, modulator=modulator, learning=meta)
 
 
 @pytest.mark.parametrize("window", [1, WINDOW])
@@ -255,12 +258,15 @@ def test_a_resumed_run_is_the_run_that_never_stopped(window: int, stop: int) -> 
 
 def test_windows_do_not_load_into_an_optimizer_that_learns_from_single_steps_too() -> None:
     params = [[nn.Parameter(p) for p in group] for group in parts(0)]
-    modulator, meta = online_preset()
     groups = [{"params": group, "name": f"group {g}"} for g, group in enumerate(params)]
-    windows = MetaAdamW(groups, modulator=modulator, meta=replace(meta, consecutive_lr=0.0))
-    with pytest.raises(ValueError, match="has no key 'consecutive_optimizer', unlike"):
+    windows = MetaAdamW(groups, learning=Windows(window=WINDOW))
+    with pytest.raises(
+        ValueError, match="learned by Windows, this optimizer learns by TwoHorizons"
+    ):
         optimizer_of(params, WINDOW).load_state_dict(windows.state_dict())
-    with pytest.raises(ValueError, match="has a key 'consecutive_optimizer', unlike"):
+    with pytest.raises(
+        ValueError, match="learned by TwoHorizons, this optimizer learns by Windows"
+    ):
         windows.load_state_dict(optimizer_of(params, WINDOW).state_dict())
 
 
@@ -301,24 +307,14 @@ def test_what_single_steps_have_taught_goes_with_a_groups_name() -> None:
     torch.testing.assert_close(*found, rtol=1e-12, atol=0)
 
 
-def test_single_steps_have_a_rate_of_their_own_only_within_windows() -> None:
-    with pytest.raises(ValueError, match="consecutive_lr must be 0 without a window"):
-        MetaConfig(mode="online", consecutive_lr=0.1)
-    with pytest.raises(ValueError, match=r"consecutive_lr must be in \[0.0, inf\)"):
-        MetaConfig(mode="online", window=75, consecutive_lr=-0.1)
-    param = nn.Parameter(torch.ones(1))
-    with pytest.raises(ValueError, match="must be 0 with layers=2, got 0"):
-        MetaAdamW([param], meta=online_preset()[1])
-
-
 @pytest.mark.parametrize(("window", "least"), [(1, 1.0), (75, 0.5)])
 def test_a_rate_far_too_low_rises_and_one_far_too_high_falls(window: int, least: float) -> None:
     """On a quadratic without noise, where every step agrees with the one before or overshoots."""
     found = {}
     for lr in (1e-5, 1.0):
         param = nn.Parameter(torch.ones(10, dtype=torch.float64))
-        modulator, meta = online_preset(window=window)
-        optimizer = MetaAdamW([param], lr=lr, weight_decay=0.0, modulator=modulator, meta=meta)
+        modulator, meta = Factors(), learning(window)
+        optimizer = MetaAdamW([param], lr=lr, weight_decay=0.0, modulator=modulator, learning=meta)
         for _ in range(200):
             param.grad = param.detach().clone()
             optimizer.step()

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from metaadamw import MetaAdamW, MetaConfig, ModulatorConfig
+from metaadamw import Attention, MetaAdamW
+from tests.learning import learning_of
 from tests.training import Net, assert_same, backward, make, meta_update, results, train
 
 FEATURES = ("basic", "enhanced", "norm_basic_plus", "scale_free")
@@ -57,7 +58,7 @@ def forget_state(model: Net, optimizer: MetaAdamW) -> None:
 
 
 def load_moments(model: Net, optimizer: MetaAdamW) -> None:
-    other_model, other = make(modulator=optimizer.modulator.config)
+    other_model, other = make(modulator=optimizer.modulator.options)
     train(other_model, other, range(40, 44))
     saved = other.state_dict()
     del saved["param_groups"][0]["metaadamw"]
@@ -81,8 +82,8 @@ CHANGES += (meta_updates,)
 def test_changes_between_two_steps_are_seen(change: Any, mode: str, path: dict[str, Any]) -> None:
     for features in FEATURES:
         model, optimizer = make(
-            modulator=ModulatorConfig(features=features, init="xavier", layers=1),
-            meta=MetaConfig(mode=mode, every=1, lr=1e-2),
+            modulator=Attention(features=features, init="xavier", layers=1),
+            learning=learning_of(mode, every=1, lr=1e-2),
             **path,
         )
         train(model, optimizer, range(3))
@@ -97,7 +98,7 @@ def test_changes_between_two_steps_are_seen(change: Any, mode: str, path: dict[s
 
 def test_features_can_be_asked_for_at_any_time() -> None:
     """Without a step in between, with other gradients, before and after a change."""
-    model, optimizer = make(modulator=ModulatorConfig(init="xavier", layers=1))
+    model, optimizer = make(modulator=Attention(init="xavier", layers=1))
     train(model, optimizer, range(3))
     backward(model, 3)
     for _ in range(2):

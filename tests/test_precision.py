@@ -7,14 +7,15 @@ from typing import Any
 import pytest
 import torch
 
-from metaadamw import MetaConfig, ModulatorConfig
+from metaadamw import Attention
+from tests.learning import learning_of
 from tests.training import assert_same, batch, loss_fn, make, results
 
 
 def trained(mode: Any, autocast: bool) -> dict[str, Any]:
     model, optimizer = make(
-        modulator=ModulatorConfig(init="xavier", features="norm_basic"),
-        meta=MetaConfig(mode=mode, every=3, lr=1e-2),
+        modulator=Attention(init="xavier", features="norm_basic"),
+        learning=learning_of(mode, every=3, lr=1e-2),
     )
 
     def loss(model: Any, data: Any) -> torch.Tensor:

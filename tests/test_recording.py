@@ -14,34 +14,34 @@ import torch
 from matplotlib import image
 from torch import Tensor, nn
 
-from metaadamw import MetaAdamW, MetaConfig, ModulatorConfig, Recorder, Schedule
+from metaadamw import Attention, Hypergradient, LookAhead, MetaAdamW, Off, Recorder, Schedule
 from tests.training import Net, assert_same, backward, make, meta_update, train
 
 STEPS = 9
-XAVIER = ModulatorConfig(init="xavier", layers=1)
+XAVIER = Attention(init="xavier", layers=1)
 SETTINGS = {
-    "lookahead": {"modulator": XAVIER, "meta": MetaConfig(every=2, lr=2e-2)},
-    "online": {"modulator": XAVIER, "meta": MetaConfig(mode="online", lr=2e-2)},
+    "lookahead": {"modulator": XAVIER, "learning": LookAhead(every=2, lr=2e-2)},
+    "online": {"modulator": XAVIER, "learning": Hypergradient(lr=2e-2)},
     "online every 3": {
-        "modulator": ModulatorConfig(init="xavier", update_every=3),
-        "meta": MetaConfig(mode="online", lr=2e-2),
+        "modulator": Attention(init="xavier", update_every=3),
+        "learning": Hypergradient(lr=2e-2),
     },
     "online float64": {
         "dtype": torch.float64,
         "modulator": XAVIER,
-        "meta": MetaConfig(mode="online", lr=2e-2),
+        "learning": Hypergradient(lr=2e-2),
     },
     "online bfloat16, fused": {
         "dtype": torch.bfloat16,
         "modulator": XAVIER,
-        "meta": MetaConfig(mode="online", lr=2e-2),
+        "learning": Hypergradient(lr=2e-2),
         "fused": True,
     },
-    "online, as run": {
+    "look-ahead, as run": {
         "modulator": XAVIER,
-        "meta": MetaConfig(mode="online", lr=2e-2, as_run=("bias_corrected_decay",)),
+        "learning": LookAhead(every=1, optimizer="adam", lr=2e-2, as_run=("bias_corrected_decay",)),
     },
-    "off, foreach": {"modulator": XAVIER, "meta": MetaConfig(mode="off"), "foreach": True},
+    "off, foreach": {"modulator": XAVIER, "learning": Off(), "foreach": True},
 }
 settings = pytest.mark.parametrize("setting", SETTINGS)
 
@@ -184,7 +184,7 @@ def test_heatmap(steps, tmp_path):
 
 def test_heatmap_of_a_run_in_which_nothing_happened(tmp_path):
     """α = β = 1 throughout: there is no spread to draw, and still a picture."""
-    model, optimizer = make(meta=MetaConfig(mode="off"))
+    model, optimizer = make(learning=Off())
     recorder = Recorder(optimizer)
     train(model, optimizer, [0])
     recorder.record()
@@ -199,7 +199,7 @@ def test_a_missing_package_is_named(method, module, monkeypatch, tmp_path):
     _, _, recorder, _ = recorded("online")
     for name in [n for n in sys.modules if n == module or n.startswith(module + ".")] + [module]:
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ImportError, match=r"metaadamw\[bench\]"):
+    with pytest.raises(ImportError, match=r"pip install '\.\[bench\]'"):
         getattr(recorder, method)(tmp_path / "out")
 
 
@@ -216,7 +216,10 @@ def test_replay_is_the_recorded_run(setting, tmp_path):
 
     # Of ``meta`` what changes the step itself still counts.
     options = {k: v for k, v in SETTINGS[setting].items() if k != "modulator"}
-    fresh, replay = make(**options, modulator=schedule)
+    as_run = getattr(options.pop("learning", None), "as_run", ())
+    corrected = tuple(name for name in as_run if name == "bias_corrected_decay")
+    options |= {"modulator": schedule, "learning": Off(as_run=corrected)}
+    fresh, replay = make(**options)
     position = iter(seen)
 
     def after_step(loss, update):
@@ -302,7 +305,7 @@ def test_metrics_name_every_group():
 
 
 def test_metrics_have_the_terms_of_the_last_meta_update() -> None:
-    model, optimizer = make(meta=MetaConfig(every=1))
+    model, optimizer = make(learning=LookAhead(every=1))
     train(model, optimizer, range(2))
     assert not {"meta/total", "meta/loss_decrease"} & optimizer.metrics().keys()
     update = meta_update(model, optimizer)
@@ -314,7 +317,7 @@ def test_metrics_have_the_terms_of_the_last_meta_update() -> None:
     train(model, optimizer, range(2, 4))
     assert float(kept) == before  # a logger may read it later
 
-    model, optimizer = make(meta=MetaConfig(every=1, objective="loss_decrease"))
+    model, optimizer = make(learning=LookAhead(every=1, objective="loss_decrease"))
     train(model, optimizer, range(2))
     meta_update(model, optimizer)
     assert "meta/gradient_alignment" not in optimizer.metrics()

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from metaadamw.streams import BatchOrder, stream_seed
+from metaadamw.state.streams import BatchOrder, stream_seed
 
 
 def test_streams_seeds_and_places_differ():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,17 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.optim import AdamW, Optimizer, lr_scheduler
 
-from metaadamw import MetaAdamW, MetaConfig, ModulatorConfig, fine_grained_groups
+from metaadamw import (
+    Attention,
+    Factors,
+    Hypergradient,
+    LookAhead,
+    MetaAdamW,
+    Off,
+    Windows,
+    fine_grained_groups,
+)
+from tests.learning import learning_of
 from tests.training import (
     Net,
     assert_same,
@@ -27,10 +38,13 @@ from tests.training import (
 )
 
 STEPS = 10
-XAVIER = {"modulator": ModulatorConfig(init="xavier", layers=1)}
-ONLINE = {**XAVIER, "meta": MetaConfig(mode="online", lr=1e-2)}
-LOOKAHEAD = {**XAVIER, "meta": MetaConfig(every=2, lr=1e-2)}
-WINDOWS = {"meta": MetaConfig(mode="online", window=2), "modulator": ModulatorConfig(layers=0)}
+XAVIER = {"modulator": Attention(init="xavier", layers=1)}
+ONLINE = {**XAVIER, "learning": Hypergradient(lr=1e-2)}
+LOOKAHEAD = {**XAVIER, "learning": LookAhead(every=2, lr=1e-2)}
+WINDOWS = {
+    "learning": Windows(window=2, mean_speed=1.0),
+    "modulator": Factors(alpha_range=1.0, scale="linear", update_every=1),
+}
 modes = pytest.mark.parametrize("options", [ONLINE, LOOKAHEAD], ids=["online", "lookahead"])
 
 
@@ -73,7 +87,7 @@ def scheduled_run(optimizer: Optimizer, model: nn.Module, scheduler: Any) -> lis
 @pytest.mark.parametrize("build", SCHEDULERS.values(), ids=SCHEDULERS)
 def test_schedulers_as_with_adamw(build):
     """From identity the run is AdamW's; the scheduler sees the same groups in both."""
-    model, optimizer = make(meta=MetaConfig(mode="off"))
+    model, optimizer = make(learning=Off())
     other, _ = make()
     adamw = AdamW([{"params": g["params"]} for g in fine_grained_groups(other)], lr=1e-2)
     ours = scheduled_run(optimizer, model, build(optimizer))
@@ -194,16 +208,18 @@ def test_closures(options, evaluations):
 
 def test_named_parameters():
     model = Net()
-    named = MetaAdamW(model.named_parameters())
+    named = MetaAdamW(model.named_parameters(), learning="lookahead")
     assert named.group_names == ["group0"]
     assert named.param_groups[0]["param_names"] == [n for n, _ in model.named_parameters()]
-    unnamed = MetaAdamW(model.parameters())
+    unnamed = MetaAdamW(model.parameters(), learning="lookahead")
     assert "param_names" not in unnamed.param_groups[0]
     for fresh in (named, unnamed):
         train(model, fresh, [0])
         fresh.load_state_dict(fresh.state_dict())
     generator = ({"params": iter([p])} for p in model.parameters())
-    assert len(MetaAdamW(generator).param_groups) == len(list(model.parameters()))
+    assert len(MetaAdamW(generator, learning="lookahead").param_groups) == len(
+        list(model.parameters())
+    )
 
 
 @modes
@@ -211,9 +227,9 @@ def test_named_parameters():
 @pytest.mark.parametrize("kind", ["sgd", "adam"])
 def test_a_group_added_in_the_middle(options, features, kind):
     """What was learned stays, embedding and Adam state grow by a row, α of the others goes on."""
-    config = ModulatorConfig(features=features, init="xavier", layers=1)
-    meta = MetaConfig(mode=options["meta"].mode, every=1, lr=1e-2, optimizer=kind)
-    model, optimizer = make(modulator=config, meta=meta)
+    config = Attention(features=features, init="xavier", layers=1)
+    meta = replace(options["learning"], lr=1e-2, optimizer=kind)
+    model, optimizer = make(modulator=config, learning=meta)
     train(model, optimizer, range(4))
     if optimizer.meta_update_due:
         meta_update(model, optimizer)
@@ -251,12 +267,15 @@ def test_a_group_added_in_the_middle(options, features, kind):
     assert not torch.equal(extra.weight, start)
     assert torch.isfinite(optimizer.modulation.alpha).all()
     if kind == "adam":  # its second moments fade by 0.999 per update, no faster
-        old, new = before["meta_optimizer"], optimizer.meta_state_dict()["meta_optimizer"]
+        old, new = (
+            before["learning"]["meta_optimizer"],
+            optimizer.meta_state_dict()["learning"]["meta_optimizer"],
+        )
         for was, now in zip(old["exp_avg_sq"], new["exp_avg_sq"], strict=True):
             assert (now[: len(was)] >= 0.99 * was).all()
 
     saved = optimizer.state_dict()  # and the grown optimizer is saved and loaded like any other
-    _, other = make(modulator=config, meta=meta)
+    _, other = make(modulator=config, learning=meta)
     other.add_param_group({"params": list(nn.Linear(5, 5).named_parameters())})
     other.load_state_dict(copy.deepcopy(saved))
     assert_same(other.state_dict(), saved)
@@ -264,7 +283,7 @@ def test_a_group_added_in_the_middle(options, features, kind):
 
 def test_a_new_group_does_not_depend_on_when_it_was_added():
     model = Net()
-    config = {"modulator": ModulatorConfig(features="enhanced")}
+    config = {"modulator": Attention(features="enhanced")}
     groups = fine_grained_groups(model)
     at_once = MetaAdamW(copy.copy(groups), **config)
     later = MetaAdamW(groups[:-1], **config)
@@ -364,7 +383,7 @@ def test_copying_the_model_in_between(options):
 @pytest.mark.parametrize("every", [1, 3])
 @pytest.mark.parametrize("warmup", [0, 4])
 def test_when_a_meta_update_is_due(every, warmup):
-    model, optimizer = make(meta=MetaConfig(every=every, warmup_steps=warmup))
+    model, optimizer = make(learning=LookAhead(every=every, warmup_steps=warmup))
     assert not optimizer.meta_update_due
     seen = []
     for step in range(1, STEPS + 1):
@@ -372,7 +391,7 @@ def test_when_a_meta_update_is_due(every, warmup):
         if optimizer.meta_update_due:
             seen.append(step)
             assert optimizer.meta_update_due  # looking does not change it
-            resumed_model, resumed = make(meta=MetaConfig(every=every, warmup_steps=warmup))
+            resumed_model, resumed = make(learning=LookAhead(every=every, warmup_steps=warmup))
             resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
             assert resumed.meta_update_due
             meta_update(resumed_model, resumed)
@@ -384,14 +403,14 @@ def test_when_a_meta_update_is_due(every, warmup):
 
 @pytest.mark.parametrize("mode", ["online", "off"])
 def test_a_meta_update_is_never_due_in_other_modes(mode):
-    model, optimizer = make(meta=MetaConfig(mode=mode, every=1))
+    model, optimizer = make(learning=learning_of(mode, every=1))
     for step in range(3):
         train(model, optimizer, [step])
         assert not optimizer.meta_update_due
 
 
 def test_a_failed_meta_update_stays_due():
-    model, optimizer = make(meta=MetaConfig(every=1))
+    model, optimizer = make(learning=LookAhead(every=1))
     train(model, optimizer, [0])
     with pytest.raises(ZeroDivisionError):
         meta_update(model, optimizer, loss=lambda m, b: 1 / 0)
@@ -401,7 +420,7 @@ def test_a_failed_meta_update_stays_due():
 @pytest.mark.parametrize("mode", ["lookahead", "online", "off"])
 def test_a_missed_meta_update_is_said_aloud(mode):
     """Look-ahead without ``update_attention`` is AdamW: nobody should find out by accident."""
-    model, optimizer = make(meta=MetaConfig(mode=mode, every=2))
+    model, optimizer = make(learning=learning_of(mode, every=2))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         train(model, optimizer, range(2))

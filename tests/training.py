@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from metaadamw import MetaAdamW, MetaUpdate, fine_grained_groups
+from metaadamw import MetaAdamW, MetaUpdate, Schedule, fine_grained_groups
 
 Batch = tuple[Tensor, Tensor]
 
@@ -33,10 +33,13 @@ class Net(nn.Module):
 
 
 def make(dtype: torch.dtype = torch.float32, **options: Any) -> tuple[Net, MetaAdamW]:
-    """The same network every time, and an optimizer over its fine-grained groups."""
+    """The same network every time, and the paper's optimizer over its fine-grained groups."""
     torch.manual_seed(11)
     model = Net().to(dtype)
-    return model, MetaAdamW(fine_grained_groups(model), **{"lr": 1e-2, **options})
+    paper = {"modulator": "attention", "learning": "lookahead"}
+    if isinstance(options.get("modulator"), Schedule):
+        paper["learning"] = "off"
+    return model, MetaAdamW(fine_grained_groups(model), **{"lr": 1e-2, **paper, **options})
 
 
 def batch(index: int, size: int = 12) -> Batch:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metaadamw import MetaAdamW, MetaConfig, MetaUpdate, ModulatorConfig
+from metaadamw import Attention, MetaAdamW, MetaUpdate
+from tests.learning import learning_of
 from tests.reference.meta import ReferenceMetaUpdate, meta_update
 from tests.reference.modulator import ReferenceModulator, modulator_from_library
 from tests.reference.state import groups_from_optimizer, state_from_optimizer
@@ -45,7 +46,7 @@ def small_batch() -> tuple[Tensor, Tensor]:
 
 def reference_modulator(optimizer: MetaAdamW) -> ReferenceModulator:
     """The twin of the optimizer's modulator as it is now."""
-    config = optimizer.modulator.config
+    config = optimizer.modulator.options
     return modulator_from_library(
         {name: weight.double() for name, weight in optimizer.modulator.state_dict().items()},
         feature_count=len(optimizer.feature_names),
@@ -59,8 +60,8 @@ class Problem:
     """A model with a library optimizer on it, batches, and the twin's view of both.
 
     Args:
-        modulator: fields of ``ModulatorConfig`` that differ from Xavier birth.
-        meta: fields of ``MetaConfig`` that differ from SGD without regulariser.
+        modulator: options of ``Attention`` that differ from Xavier birth.
+        meta: options of ``LookAhead`` that differ from SGD without regulariser.
         steps: training steps before anything is asked.
         model: the model, by default a network of 32 parameters.
         groups: its param groups, by default three.
@@ -84,18 +85,21 @@ class Problem:
         torch.manual_seed(1)
         self.model, self.loss_fn = model(), loss_fn
         self.batches = {name: batch() for name in ("batch1", "batch2", "val_batch")}
-        self.config = ModulatorConfig(
-            **{"init": "xavier", "alpha_range": 1.3, **(modulator or {})}  # type: ignore[arg-type]
+        meta = dict(meta or {})
+        modulator = dict(modulator or {})
+        if "gate_sparsity" in meta:
+            modulator["gate_sparsity"] = meta.pop("gate_sparsity")
+        self.config = Attention(
+            **{"init": "xavier", "alpha_range": 1.3, **modulator}  # type: ignore[arg-type]
         )
-        self.meta = MetaConfig(
-            **{"optimizer": "sgd", "lr": META_LR, "weight_decay": 0.0, **(meta or {})}  # type: ignore[arg-type]
-        )
+        self.meta = learning_of(**{"optimizer": "sgd", "lr": META_LR, "weight_decay": 0.0, **meta})
         self.options: dict[str, Any] = {"total_steps": 20, **options}
         self.optimizer = MetaAdamW(
-            groups(self.model), modulator=self.config, meta=self.meta, **self.options
+            groups(self.model), modulator=self.config, learning=self.meta, **self.options
         )
-        with torch.no_grad():  # neither at 0, where half of the derivatives agree by chance
-            self.optimizer.weighting.raw_log_variances.copy_(torch.tensor([0.4, -0.7, 1.1]))
+        if self.optimizer.weighting is not None:
+            # neither at 0, where half of the derivatives agree by chance
+            self.optimizer.weighting.raw_log_variances.data.copy_(torch.tensor([0.4, -0.7, 1.1]))
         for _ in range(steps):
             self.train(batch())
 
@@ -110,7 +114,10 @@ class Problem:
     def weights(self) -> dict[str, Tensor]:
         """What the meta-optimizer moves, copied: the modulator's weights and the log-variances."""
         state = {n: w.detach().clone() for n, w in self.optimizer.modulator.state_dict().items()}
-        return state | {"raw": self.optimizer.weighting.raw_log_variances.detach().clone()}
+        weighting = self.optimizer.weighting
+        if weighting is None:
+            return state
+        return state | {"raw": weighting.raw_log_variances.detach().clone()}
 
     def movement(self) -> tuple[MetaUpdate, dict[str, Tensor]]:
         """A meta-update, and the gradient that its step of SGD went along."""
@@ -140,7 +147,7 @@ class Problem:
             "log_variance_bound": meta.log_variance_bound,
             "gap_at": meta.gap_at,
             "weight_decay": meta.weight_decay,
-            "gate_sparsity": meta.gate_sparsity,
+            "gate_sparsity": config.gate_sparsity,
             "eps_inside_sqrt": self.options.get("eps_inside_sqrt", False),
         }
         return meta_update(self.model, self.loss_fn, **(self.batches | arguments | changed))

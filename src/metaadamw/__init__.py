@@ -1,33 +1,44 @@
-"""AdamW with learning rate and weight decay modulated per param group by a small Transformer."""
+"""AdamW that learns, while it trains, a learning rate and a weight decay for each param group."""
 
-from metaadamw.batches import NumberedBatches
-from metaadamw.carried import carried_factors
-from metaadamw.config import MetaConfig, ModulatorConfig
-from metaadamw.groups import fine_grained_groups, group_table
-from metaadamw.meta_update import MetaUpdate
-from metaadamw.modulator import Modulation
+from metaadamw.grouping.fine_grained import fine_grained_groups, group_table
+from metaadamw.learning.hypergradient import Hypergradient
+from metaadamw.learning.lookahead.batches import NumberedBatches
+from metaadamw.learning.lookahead.lookahead import LookAhead
+from metaadamw.learning.lookahead.meta_update import MetaUpdate
+from metaadamw.learning.lookahead.uncertainty import PriorityUncertaintyWeighting
+from metaadamw.learning.off import Off
+from metaadamw.learning.two_horizons import TwoHorizons
+from metaadamw.learning.windows import Windows
+from metaadamw.modulators.attention import Attention
+from metaadamw.modulators.base import Modulation
+from metaadamw.modulators.carried import carried_factors
+from metaadamw.modulators.factors import Factors
+from metaadamw.modulators.schedule import Schedule
 from metaadamw.optimizer import MetaAdamW
-from metaadamw.presets import online_preset, paper_preset, windows_preset
-from metaadamw.recording import Recorder
-from metaadamw.replay import Schedule
-from metaadamw.uncertainty import PriorityUncertaintyWeighting
+from metaadamw.presets import paper_preset
+from metaadamw.recording.export import adamw_groups
+from metaadamw.recording.recorder import Recorder
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
+    "Attention",
+    "Factors",
+    "Hypergradient",
+    "LookAhead",
     "MetaAdamW",
-    "MetaConfig",
     "MetaUpdate",
     "Modulation",
-    "ModulatorConfig",
     "NumberedBatches",
+    "Off",
     "PriorityUncertaintyWeighting",
     "Recorder",
     "Schedule",
+    "TwoHorizons",
+    "Windows",
+    "adamw_groups",
     "carried_factors",
     "fine_grained_groups",
     "group_table",
-    "online_preset",
     "paper_preset",
-    "windows_preset",
 ]

@@ -1,37 +1,43 @@
-"""``MetaAdamW``: AdamW with learning rate and weight decay modulated by a small Transformer."""
+"""``MetaAdamW``: AdamW that learns a learning rate and a weight decay for each param group."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, cast, overload
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from metaadamw import checkpoint
-from metaadamw.adamw import choose_path, modulated_adamw
-from metaadamw.config import MetaConfig, ModulatorConfig, check_count
-from metaadamw.evaluation import LossFunction
-from metaadamw.learner import Learner
-from metaadamw.meta_update import MetaUpdate, warn_of_missed_update
-from metaadamw.modulator import BaseModulator, Modulation
-from metaadamw.placement import follow
-from metaadamw.precision import full_precision
-from metaadamw.replay import Schedule
-from metaadamw.state import create_state, only_creates_state
-from metaadamw.tokens import Token
-from metaadamw.uncertainty import PriorityUncertaintyWeighting
-from metaadamw.validation import (
+from metaadamw.checks import check_choice, check_count, check_flag, check_type
+from metaadamw.choices import chosen
+from metaadamw.controller import Controller
+from metaadamw.grouping.split import (
+    free_name,
+    hint_at_groups,
+    name_all,
+    one_per_tensor,
+    with_or_without_names,
+)
+from metaadamw.grouping.validation import (
     check_dense_gradients,
     check_flags,
     check_grads,
     check_hyperparameters,
-    check_meta_update,
     check_param_group,
-    check_type,
-    free_name,
 )
+from metaadamw.learning.base import LearningOptions
+from metaadamw.learning.lookahead.evaluation import LossFunction
+from metaadamw.learning.lookahead.meta_update import MetaUpdate
+from metaadamw.learning.lookahead.uncertainty import PriorityUncertaintyWeighting
+from metaadamw.modulators.base import Modulation, Modulator
+from metaadamw.state import checkpoint
+from metaadamw.state.moments import create_state, only_creates_state
+from metaadamw.state.precision import full_precision
+from metaadamw.state.readout import plain_numbers
+from metaadamw.state.token import Token
+from metaadamw.state.transaction import all_or_nothing
+from metaadamw.update.adamw import choose_path, modulated_adamw
 
 __all__ = ["MetaAdamW"]
 
@@ -43,22 +49,29 @@ class MetaAdamW(Optimizer):
               \left(\frac{\hat m_t}{\sqrt{\hat v_t} + \epsilon} + \beta_g\lambda\theta_{t-1}\right)
               \qquad \text{(Eq. 4)}
 
-    α and β come from a Transformer encoder that reads statistics of the groups, [G, F], and learns
-    while the model trains: by ``update_attention`` every K steps (mode "lookahead", Algorithm 2) or
-    inside ``step()`` from consecutive gradients (mode "online"). A new optimizer with
-    ``init="identity"`` is AdamW, bit for bit, until the modulator has learned something. α and β
-    are never written into ``group["lr"]`` or ``group["weight_decay"]``: those belong to you and to
-    your scheduler.
+    A modulator says α and β of each group, and learns while the model trains; by default inside
+    ``step()``, from the training gradients. A new optimizer is AdamW, bit for bit, until it has
+    learned something. α and β are never written into ``group["lr"]`` or ``group["weight_decay"]``:
+    those belong to you and to your scheduler.
+
+    ``modulator`` and ``learning`` are names, dicts of plain values such as ``{"kind": "attention",
+    "layers": 2}``, or objects. One of them alone is enough: ``learning="lookahead"`` is the paper's
+    method with the paper's modulator.
 
     Args:
         params: parameters, named parameters or param groups, as for every torch optimizer; each
-            param group is one token. ``fine_grained_groups`` makes the paper's groups.
+            param group has an α and a β. ``fine_grained_groups`` makes the paper's groups.
         lr: learning rate η, a float or a one-element tensor.
         betas: decay rates of the moments.
         eps: ε.
         weight_decay: λ, decoupled.
-        modulator: the modulator and its features, or a recorded ``Schedule`` to replay.
-        meta: how the modulator learns; a schedule does not.
+        modulator: who says α and β: "factors" (``Factors``), "attention" (``Attention``) or a
+            recorded ``Schedule``. None: the one that goes with ``learning``.
+        learning: what moves the modulator: "two_horizons" (``TwoHorizons``), "hypergradient"
+            (``Hypergradient``), "windows" (``Windows``), "lookahead" (``LookAhead``) or "off"
+            (``Off``). None: the one that goes with ``modulator``.
+        statistics: "current": factors of a step follow from statistics of its own gradient.
+        split: "tensor" makes each given group one per tensor, where ``params`` is all one can give.
         total_steps: T of the time-step feature, if known.
         maximize: ascend instead of descend.
         foreach: update all tensors of a group at once. None: on devices where that is faster.
@@ -70,12 +83,13 @@ class MetaAdamW(Optimizer):
         master_weights: keep bfloat16 parameters in float32, the lower half beside the moments.
 
     Raises:
-        ValueError: a hyperparameter out of range, an unknown group key, an empty parameter list.
+        ValueError: a hyperparameter out of range, a choice that does not exist or does not go with
+            the other, an empty parameter list.
         TypeError: an argument of the wrong type, an unknown keyword.
 
     Example:
         >>> model = nn.Linear(4, 1)
-        >>> optimizer = MetaAdamW(fine_grained_groups(model), meta=MetaConfig(mode="online"))
+        >>> optimizer = MetaAdamW(fine_grained_groups(model))
         >>> model(torch.randn(8, 4)).square().mean().backward()
         >>> optimizer.step()
         >>> optimizer.modulation.alpha
@@ -93,8 +107,10 @@ class MetaAdamW(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
         *,
-        modulator: ModulatorConfig | Schedule | None = None,
-        meta: MetaConfig | None = None,
+        modulator: Any = None,
+        learning: Any = None,
+        statistics: str = "current",
+        split: str | None = None,
         total_steps: int | None = None,
         maximize: bool = False,
         foreach: bool | None = None,
@@ -104,11 +120,11 @@ class MetaAdamW(Optimizer):
         eps_inside_sqrt: bool = False,
         master_weights: bool = False,
     ) -> None:
-        modulator = ModulatorConfig() if modulator is None else modulator
-        meta = MetaConfig() if meta is None else meta
-        check_type("modulator", modulator, ModulatorConfig, Schedule)
-        check_type("meta", meta, MetaConfig)
+        kind, way = chosen(modulator, learning)
         check_type("params", params, Iterable)
+        check_choice("statistics", statistics, ("current",))
+        if split is not None:
+            check_choice("split", split, ("tensor",))
         if total_steps is not None:
             check_count("total_steps", total_steps, 1)
         check_count("seed", seed, 0)
@@ -125,16 +141,14 @@ class MetaAdamW(Optimizer):
         }
         check_flags(defaults, eps_inside_sqrt)
         check_hyperparameters(defaults)
-        self._learner: Learner | None = None
+        self._split, self._controller = split, cast(Controller, None)  # None while it is built
         super().__init__(params, defaults)
         if not self._params():
             raise ValueError("params must hold at least one parameter, got only empty groups")
-        schedule = modulator if isinstance(modulator, Schedule) else None
-        self._learner = Learner(
+        self._controller = Controller(
             self.param_groups,
-            modulator if isinstance(modulator, ModulatorConfig) else ModulatorConfig(),
-            meta if schedule is None else MetaConfig(mode="off", as_run=meta.as_run),
-            schedule=schedule,
+            kind,
+            way,
             total_steps=total_steps,
             seed=seed,
             eps_inside_sqrt=eps_inside_sqrt,
@@ -146,7 +160,7 @@ class MetaAdamW(Optimizer):
         """Add a group of parameters, a new token; all that was learned stays.
 
         Raises:
-            ValueError: an unknown key, or a hyperparameter out of range.
+            ValueError: a key one or two letters from one of ours, or a hyperparameter out of range.
         """
         if isinstance(param_group, dict):
             params = param_group.get("params")
@@ -156,45 +170,52 @@ class MetaAdamW(Optimizer):
             names = self.group_names
             check_param_group(param_group, self.defaults, len(names), set(names))
             param_group.setdefault("name", free_name(len(names), set(names)))
-            if self._learner is not None and self._learner.schedule is not None:
-                self._learner.schedule.check_groups([*names, param_group["name"]])
-        super().add_param_group(param_group)
-        if self._learner is not None:
-            follow(self._learner, self.param_groups)
+            if self.param_groups:
+                with_or_without_names(param_group, named="param_names" in self.param_groups[0])
+            if self._controller is not None:
+                self._controller.modulator.check_groups([*names, param_group["name"]])
+        for group in one_per_tensor(param_group) if self._split else [param_group]:
+            super().add_param_group(group)
+        if self._controller is not None:
+            self._controller.follow(self.param_groups)
 
     def _params(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
 
     @property
-    def _learning(self) -> Learner:
-        return cast(Learner, self._learner)  # None only while it is built
-
-    @property
-    def _followed(self) -> Learner:
-        follow(self._learning, self.param_groups)  # the parameters may have moved
-        return self._learning
+    def _followed(self) -> Controller:
+        name_all(self.param_groups)  # somebody may have put others there
+        self._controller.follow(self.param_groups)  # or the parameters may have moved
+        return self._controller
 
     # What can be read ----------------------------------------------------------------------------
 
     @property
-    def modulator(self) -> BaseModulator:
-        """The attention module, features [G, F] to ``Modulation``; differentiable."""
+    def modulator(self) -> Modulator:
+        """What says α and β: features [G, F] to ``Modulation``; differentiable."""
         return self._followed.modulator
 
     @property
-    def weighting(self) -> PriorityUncertaintyWeighting:
-        """The weights of the three terms (Eq. 13)."""
-        return self._followed.weighting
+    def learning(self) -> LearningOptions:
+        """What moves the modulator, as it was chosen."""
+        return self._controller.learning.options
+
+    @property
+    def weighting(self) -> PriorityUncertaintyWeighting | None:
+        """The weights of the three terms (Eq. 13); None without look-ahead."""
+        weighting: PriorityUncertaintyWeighting | None = self._followed.learning.weighting
+        return weighting
 
     @property
     def group_names(self) -> list[str]:
         """Names of the groups, in the order of every [G] tensor."""
+        name_all(self.param_groups)
         return [str(group["name"]) for group in self.param_groups]
 
     @property
     def feature_names(self) -> list[str]:
         """Names of the feature columns, in order."""
-        return [feature.name for feature in self._learning.table]
+        return [feature.name for feature in self._controller.table]
 
     @property
     def modulation(self) -> Modulation:
@@ -209,22 +230,35 @@ class MetaAdamW(Optimizer):
     @property
     def steps(self) -> int:
         """Completed training steps t."""
-        return self._learning.steps
+        return self._controller.steps
 
     @property
     def meta_update_due(self) -> bool:
-        """Whether to call ``update_attention`` now: every ``meta.every`` steps after the warm-up.
+        """Whether to call ``update_attention`` now: every so many steps after the warm-up.
 
-        False again once it was called; always False in the modes "online" and "off".
+        False again once it was called; always False where learning happens inside ``step()``.
         """
-        return self._learning.due
+        return self._controller.learning.due(self.steps)
 
-    def metrics(self) -> dict[str, Tensor | int | float]:
+    @overload
+    def metrics(self, *, as_float: Literal[False] = False) -> dict[str, Tensor | int | float]: ...
+
+    @overload
+    def metrics(self, *, as_float: Literal[True]) -> dict[str, int | float]: ...
+
+    def metrics(self, *, as_float: bool = False) -> Mapping[str, Tensor | int | float]:
         """α and β of every group, the counts of meta-updates and the terms of the last, flat.
 
-        For any logger: most values are 0-d tensors on the device, nothing is read back here.
+        Args:
+            as_float: plain numbers, for what is written as JSON, in one read of the device. False:
+                most values are 0-d tensors on the device, nothing is read back here.
+
+        Raises:
+            TypeError: ``as_float`` is no bool.
         """
-        return self._followed.metrics(self.group_names)
+        check_flag("as_float", as_float)
+        lazy = self._followed.metrics()
+        return plain_numbers(lazy) if as_float else lazy
 
     def group_features(self, grads: Sequence[Tensor | None] | None = None) -> Tensor:
         """The feature matrix [G, F] of the step about to be taken (Sec. 3.3).
@@ -239,7 +273,7 @@ class MetaAdamW(Optimizer):
         if grads is not None:
             check_grads(grads, self._params())
         tokens = self._tokens(grads, maximize=self.defaults["maximize"])
-        return self._learning.compute_features(tokens)
+        return self._followed.features_of(tokens)
 
     def _tokens(
         self, grads: Sequence[Tensor | None] | None = None, *, maximize: bool = False
@@ -279,26 +313,39 @@ class MetaAdamW(Optimizer):
         check_dense_gradients(params)
         if all(p.grad is None for p in params):
             return
-        learner = self._followed
-        only_state = not self.state and only_creates_state(self.param_groups, learner.layout.shards)
-        create_state(self.param_groups, self.state, windows=learner.meta.window > 1)
-        if only_state:
-            return
-        if self.meta_update_due:
-            warn_of_missed_update()
-        with full_precision(learner.layout.device):
+        controller = self._followed
+        layout, learning = controller.layout, controller.learning
+        first = not self.state
+        only_state = first and only_creates_state(self.param_groups, layout.shards)
+        if self.meta_update_due and not only_state:
+            learning.warn_of_missed_update()
+        if first and learning.optimizers:
+            hint_at_groups(self.param_groups)
+        state = cast("dict[Tensor, dict[str, Any]]", self.state)
+        objects, tensors = controller.written()
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+            full_precision(layout.device),
+            all_or_nothing(objects, [state, *state.values()], tensors),
+        ):
+            create_state(self.param_groups, state)
+            learning.prepare(layout, state)
+            if only_state:
+                return
             tokens = self._tokens(maximize=self.defaults["maximize"])
+            step = controller.step(tokens, state)
             stepped = modulated_adamw(  # lines 4–7
                 tokens,
-                learner.modulate(tokens),  # lines 2–3
+                *controller.modulate(step)[:2],  # lines 2–3
                 choose_path(params, foreach=self.defaults["foreach"], fused=self.defaults["fused"]),
-                on_host=learner.on_host,
-                eps_inside_sqrt=learner.eps_inside_sqrt,
+                on_host=controller.on_host,
+                eps_inside_sqrt=controller.eps_inside_sqrt,
                 capturable=self.defaults["capturable"],
-                decay_corrected_at=learner.decay_corrected_at,
-                squares=learner.asks_for_squares,
+                decay_corrected_at=controller.decay_corrected_at,
+                squares=controller.asks_for_squares,
             )
-            learner.stepped(tokens, *stepped)
+            controller.stepped(step, *stepped)
 
     # Meta-learning -------------------------------------------------------------------------------
 
@@ -314,12 +361,13 @@ class MetaAdamW(Optimizer):
     ) -> MetaUpdate:
         """One meta-update of the modulator (Algorithm 2).
 
-        Leaves parameters, buffers, ``.grad``, flags, moments and random streams as they were, to
-        the last bit, also when ``loss_fn`` raises.
+        Leaves parameters, moments, random streams (which threads share), and the buffers, ``.grad``
+        and flags of all modules that run as they were to the last bit, even if ``loss_fn`` raises.
 
         Args:
             model: the model, passed on to ``loss_fn``; under DDP the wrapped one.
-            loss_fn: ``loss_fn(model, batch)`` -> scalar loss with a graph.
+            loss_fn: ``loss_fn(model, batch)`` -> scalar loss with a graph; None for a batch to be
+                left out, which skips the meta-update.
             batch1: training batch B1, of the hypothetical step. None with ``training_loss``.
             batch2: training batch B2, of the gradient after it (objectives "gradient_alignment"
                 and "combined").
@@ -335,37 +383,44 @@ class MetaAdamW(Optimizer):
         Raises:
             ValueError: a batch is missing; the loss is no scalar, detached, or of other parameters.
             TypeError: ``model`` is no module, or ``loss_fn`` cannot be called.
-            RuntimeError: the mode is not "lookahead"; ``hvp="exact"`` without a second derivative.
+            RuntimeError: it does not learn by look-ahead; no second derivative for ``hvp="exact"``.
 
         Example:
             >>> if optimizer.meta_update_due:
             ...     update = optimizer.update_attention(model, loss_fn, batch1, batch2, val_batch)
         """
-        check_meta_update(self._learning.meta.mode, model, loss_fn)
-        return self._learning.update(
+        controller = self._followed
+        update: MetaUpdate = controller.learning.update(
             model,
             loss_fn,
             {"batch1": batch1, "batch2": batch2, "val_batch": val_batch},
-            self.param_groups,
-            self._tokens,
+            params=self._params(),
+            steps=controller.steps,
+            layout=controller.layout,
+            tokens_of=self._tokens,
+            features_of=controller.features_of,
             training_loss=training_loss,
             maximize=self.defaults["maximize"],
         )
+        controller.skipped += int(not update.applied)
+        return update
 
     # Checkpoints ---------------------------------------------------------------------------------
 
     def meta_state_dict(self) -> dict[str, Any]:
-        """The learned part alone: modulator, log-variances, meta-optimizer, position."""
-        return self._learning.state_dict(self.param_groups)
+        """The learned part alone: modulator, what moves it, position."""
+        controller = self._followed
+        return checkpoint.versioned(controller.state_dict(), self.param_groups)
 
     def load_meta_state_dict(self, state: dict[str, Any]) -> None:
         """Take over the result of ``meta_state_dict``.
 
         Raises:
-            ValueError: another version, grouping, feature set or modulator; nothing has changed.
+            ValueError: another version, grouping, feature set, modulator or learning; nothing has
+                changed.
         """
         checkpoint.check_fits(state, self.meta_state_dict())
-        self._learning.load_state_dict(state)
+        self._controller.load_state_dict(state)
 
     def state_dict(self) -> dict[str, Any]:
         """Moments and groups as in every torch optimizer, the learned part in the first group.
@@ -386,15 +441,20 @@ class MetaAdamW(Optimizer):
             ValueError: the groups, features or shapes do not fit; nothing has changed then.
         """
         with checkpoint.hooks_around(self, state_dict) as given:
+            name_all(self.param_groups)
             adapted = checkpoint.adapt_param_groups(given, self.param_groups)
             learned = checkpoint.learned_part(adapted, self.meta_state_dict())
             super().load_state_dict(adapted)
             checkpoint.restore_moments(cast(Any, self.state), adapted, self._params())
             if learned is None:
-                self._learning.restart_from(checkpoint.steps_taken(adapted))
+                self._controller.restart_from(checkpoint.steps_taken(adapted))
             else:
-                self._learning.load_state_dict(learned)
+                self._controller.load_state_dict(learned)
 
     def __getstate__(self) -> dict[str, Any]:
         """As in torch, and the learned part, which ``deepcopy`` and ``pickle`` would drop."""
-        return {**super().__getstate__(), "_learner": self._learner}
+        return {
+            **super().__getstate__(),
+            "_controller": self._controller,
+            "_split": self._split,
+        }

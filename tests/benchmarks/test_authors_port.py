@@ -8,18 +8,18 @@ from benchmarks.authors_port import AuthorsMetaAdamW
 from benchmarks.models import cross_entropy, token_batch
 
 from metaadamw import MetaAdamW, fine_grained_groups, paper_preset
-from metaadamw.bench.models.language_model import LanguageModel
+from metaadamw_bench.models.language_model import LanguageModel
 
 
 def pair(task):
     """The same small model under both optimizers, with the same modulator."""
-    modulator, meta = paper_preset(task, as_run=True)
+    modulator, meta = paper_preset(task, as_run=True).values()
     models = []
     for _ in range(2):
         torch.manual_seed(0)
         models.append(LanguageModel(40, 8, 16, dropout=0.0))
     ours = MetaAdamW(
-        fine_grained_groups(models[0], kinds="paper"), lr=5e-4, modulator=modulator, meta=meta
+        fine_grained_groups(models[0], kinds="paper"), lr=5e-4, modulator=modulator, learning=meta
     )
     theirs = AuthorsMetaAdamW(fine_grained_groups(models[1], kinds="paper"), modulator, meta)
     with torch.no_grad():

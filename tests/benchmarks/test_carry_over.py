@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from benchmarks import carry_over
-from metaadamw.bench.arms import TUNING_SEED, get_arm
-from metaadamw.bench.config import RunRequest, resolve
-from metaadamw.bench.places import run_place
-from metaadamw.bench.runs import RunOptions, execute, prepare
+from metaadamw_bench.arms import TUNING_SEED, get_arm
+from metaadamw_bench.config import RunRequest, resolve
+from metaadamw_bench.places import run_place
+from metaadamw_bench.runs import RunOptions, execute, prepare
+from metaadamw_bench.stored_runs import find_runs
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def test_the_experiment(tmp_path: Path) -> None:
         request = RunRequest(task="digits", arm=carry_over.ARM, seed=seed, epochs=1)
         summary = execute(request, tmp_path / "again" / str(seed), RunOptions(shown=False))
         assert summary["best_metric"] == value
-        found = carry_over.known(request, tmp_path / "runs")
+        found = carry_over.known(request, find_runs([tmp_path / "runs"]))
         assert found is not None
         assert carry_over.metric(found) == value
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from benchmarks.unrecorded_details import DETAILS
 
-from metaadamw.bench.models.language_model import LanguageModel
+from metaadamw_bench.models.language_model import LanguageModel
 
 WORDS = torch.arange(12).reshape(2, 6)
 

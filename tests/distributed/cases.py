@@ -25,8 +25,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from metaadamw import MetaAdamW, MetaConfig, ModulatorConfig, fine_grained_groups
+from metaadamw import MetaAdamW, fine_grained_groups
 from tests.distributed.processes import device
+from tests.learning import learning_of, modulator_of
 
 BATCH = 16
 WIDTH, CLASSES = 10, 3  # neither is a multiple of 2 or 4: uneven shards, and empty ones
@@ -214,13 +215,13 @@ def build(case: Case) -> tuple[nn.Module, MetaAdamW]:
         net.embedding.requires_grad_(False)
         net.layers.requires_grad_(False)
     model = WRAPPERS[case.wrap](net, case)
-    meta = MetaConfig(mode=case.mode, **{**META.get(case.mode, {}), **case.meta})
+    meta = learning_of(case.mode, **{**META.get(case.mode, {}), **case.meta})
     optimizer = MetaAdamW(
         fine_grained_groups(model),
         lr=1e-2,
         weight_decay=0.1,
-        modulator=ModulatorConfig(**{"init": "xavier", **case.modulator}),
-        meta=meta,
+        modulator=modulator_of(**{"init": "xavier", **case.modulator}),
+        learning=meta,
         **case.optimizer,
     )
     return model, optimizer

@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 
-from metaadamw import MetaAdamW, MetaConfig, fine_grained_groups
+from metaadamw import Hypergradient, MetaAdamW, fine_grained_groups
 from tests.distributed.cases import (
     TWO_HORIZONS,
     WINDOWS,
@@ -106,7 +106,7 @@ def load(case: Case, directory: str, form: str) -> dict[str, Any]:
 
 
 def assert_close(actual: Any, expected: Any, where: str = "") -> None:
-    """Tensors and numbers equal to 1e-12, everything else equal."""
+    """Tensors and numbers equal to 1e-11 (sums of another order), everything else equal."""
     if isinstance(expected, dict):
         assert actual.keys() == expected.keys(), where
         for key in expected:
@@ -116,7 +116,7 @@ def assert_close(actual: Any, expected: Any, where: str = "") -> None:
         for i, pair in enumerate(zip(actual, expected, strict=True)):
             assert_close(*pair, f"{where}/{i}")
     elif isinstance(expected, (torch.Tensor, float)):
-        torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(actual, expected, rtol=1e-11, atol=1e-11)
     else:
         assert actual == expected, where
 
@@ -246,7 +246,7 @@ def some_steps(model: nn.Module, *optimizers: torch.optim.Optimizer) -> None:
             optimizer.step()
 
 
-ONLINE = MetaConfig(mode="online")
+ONLINE = Hypergradient()
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -255,7 +255,10 @@ def test_several_optimizers_of_one_model(form: str, tmp_path: Path) -> None:
 
     def fresh() -> tuple[nn.Module, list[MetaAdamW]]:
         model = net()
-        return model, [MetaAdamW(model[i].parameters(), lr=0.1, meta=ONLINE) for i in (0, 2)]
+        return model, [
+            MetaAdamW(model[i].parameters(), lr=0.1, modulator="attention", learning=ONLINE)
+            for i in (0, 2)
+        ]
 
     model, optimizers = fresh()
     some_steps(model, *optimizers)
@@ -275,10 +278,10 @@ def test_several_optimizers_of_one_model(form: str, tmp_path: Path) -> None:
 def test_the_learned_part_alone(tmp_path: Path) -> None:
     """A fresh one has every tensor that there will ever be, so nothing is passed over."""
     model = net()
-    optimizer = MetaAdamW(model.parameters(), lr=0.1, meta=ONLINE)
+    optimizer = MetaAdamW(model.parameters(), lr=0.1, modulator="attention", learning=ONLINE)
     some_steps(model, optimizer)
     dcp.save({"learned": optimizer.meta_state_dict()}, checkpoint_id=tmp_path, no_dist=True)
-    other = MetaAdamW(net().parameters(), lr=0.1, meta=ONLINE)
+    other = MetaAdamW(net().parameters(), lr=0.1, modulator="attention", learning=ONLINE)
     learned = other.meta_state_dict()
     dcp.load({"learned": learned}, checkpoint_id=tmp_path, no_dist=True)
     other.load_meta_state_dict(learned)
@@ -295,7 +298,7 @@ def test_a_checkpoint_of_adamw_warns(form: str, tmp_path: Path) -> None:
     dcp.save({"optimizer": state}, checkpoint_id=tmp_path, no_dist=True)
 
     model = net()
-    optimizer = MetaAdamW(model.parameters(), meta=ONLINE)
+    optimizer = MetaAdamW(model.parameters(), modulator="attention", learning=ONLINE)
     state = get_optimizer_state_dict(model, optimizer, options=FORMS[form])
     whole_state = {"optimizer": state}
     with pytest.raises(CheckpointException, match="Missing key"):
@@ -319,6 +322,6 @@ def test_groups_of_the_wrapped_model_are_those_of_the_bare_one() -> None:
         for other in (wrapped, compiled):
             found = fine_grained_groups(other, kinds=kinds)
             assert [{**g, "params": 0} for g in found] == [{**g, "params": 0} for g in expected]
-    learned = MetaAdamW(model.named_parameters()).meta_state_dict()
+    learned = MetaAdamW(model.named_parameters(), learning="lookahead").meta_state_dict()
     for other in (wrapped, compiled):
-        MetaAdamW(other.named_parameters()).load_meta_state_dict(learned)
+        MetaAdamW(other.named_parameters(), learning="lookahead").load_meta_state_dict(learned)

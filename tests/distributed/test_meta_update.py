@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from metaadamw.ranks import Ranks
+from metaadamw.parallel.ranks import Ranks
 from tests.distributed.cases import (
     Case,
     Collectives,
@@ -176,12 +176,16 @@ def update_with(case: Case, fault: str) -> tuple[str | None, Tensor]:
     if fault == "empty" and odd:
         batches[2] = tuple(t[:0] for t in batches[2])
 
-    def loss(model: nn.Module, batch: Any) -> Tensor:
+    def loss(model: nn.Module, batch: Any) -> Tensor | None:
         if odd and fault == "raise" and torch.equal(batch[0], batches[1][0]):
             raise KeyError("a fault of one rank")
         value = loss_fn(model, batch)
         if odd and fault == "nan" and torch.equal(batch[0], batches[0][0]):
             value = value * torch.nan
+        if odd and any(
+            fault == f"no loss {i}" and torch.equal(batch[0], batches[i][0]) for i in range(3)
+        ):
+            return None
         return value
 
     try:
@@ -206,6 +210,12 @@ def update_with(case: Case, fault: str) -> tuple[str | None, Tensor]:
         ("fsdp", "nan", "non-finite loss or gradient on batch1 (rank 1)", None),
         ("ddp", "empty", "non-finite loss on val_batch (rank 1)", None),
         ("fsdp", "empty", "non-finite loss on val_batch (rank 1)", None),
+        ("ddp", "no loss 0", "no loss on batch1: loss_fn returned None (rank 1)", None),
+        ("fsdp", "no loss 0", "no loss on batch1: loss_fn returned None (rank 1)", None),
+        ("ddp", "no loss 1", "no loss on batch2: loss_fn returned None (rank 1)", None),
+        ("fsdp", "no loss 1", "no loss on batch2: loss_fn returned None (rank 1)", None),
+        ("ddp", "no loss 2", "no loss on val_batch: loss_fn returned None (rank 1)", None),
+        ("fsdp", "no loss 2", "no loss on val_batch: loss_fn returned None (rank 1)", None),
         ("ddp", "seed", "ValueError: update_attention must be called alike", None),
         ("fsdp", "seed", "on rank 1", None),
     ],
@@ -311,6 +321,7 @@ def traffic(case: Case) -> tuple[int, int, int]:
     backward(model, case, 1)  # here DDP agrees on its buckets
     optimizer.step()
     batches = [batch_of(1000 + i, shard=data_shard(case)) for i in range(3)]
+    optimizer.update_attention(model, loss_fn, *batches)  # compares an exact product once
     with Collectives() as collectives:
         optimizer.update_attention(model, loss_fn, *batches)
     reduced = sum(n for name, n in collectives.seen if name == "allreduce_")

@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-from metaadamw import MetaAdamW, MetaConfig, fine_grained_groups
+from metaadamw import Hypergradient, MetaAdamW, fine_grained_groups
 from tests.distributed.cases import (
     TWO_HORIZONS,
     WINDOWS,
@@ -161,7 +161,7 @@ def flattened() -> None:
     options = {"device_id": device(), "use_orig_params": True}
     model = FullyShardedDataParallel(Net().to(device()), **options)
     with pytest.raises(ValueError, match="use fully_shard instead"):
-        MetaAdamW(model.parameters())
+        MetaAdamW(model.parameters(), learning="lookahead")
 
 
 def test_flat_parameters_are_refused(processes: Callable[[int], Processes]) -> None:
@@ -178,7 +178,7 @@ def unrelated_meshes() -> None:
         nn.Parameter(distribute_tensor(torch.ones(4), mesh, [Shard(0)])) for mesh in (own, other)
     ]
     with pytest.raises(ValueError, match="must lie on one device mesh and slices of it"):
-        MetaAdamW(params)
+        MetaAdamW(params, learning="lookahead")
 
 
 def test_unrelated_meshes_are_refused(processes: Callable[[int], Processes]) -> None:
@@ -190,7 +190,9 @@ def parts_of_the_world(case: Case) -> Tensor:
     rank = dist.get_rank()
     mesh = init_device_mesh(device().type, (2, 2), mesh_dim_names=("stage", "data"))["data"]
     model = fully_shard(Net().double().to(device()), mesh=mesh)
-    optimizer = MetaAdamW(fine_grained_groups(model), meta=MetaConfig(mode="online"))
+    optimizer = MetaAdamW(
+        fine_grained_groups(model), modulator="attention", learning=Hypergradient()
+    )
     if rank < 2:  # the others do not even step
         for step in range(3):
             loss_fn(model, batch_of(step, shard=(rank, 2))).backward()

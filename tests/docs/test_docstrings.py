@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import metaadamw
+from metaadamw import LookAhead
 
 MODULES = [
     "metaadamw",
@@ -28,7 +29,7 @@ def setting() -> dict[str, Any]:
     """What an example may take for granted: the public names, and a training in progress."""
     model = nn.Linear(4, 1)
     optimizer = metaadamw.MetaAdamW(
-        metaadamw.fine_grained_groups(model), meta=metaadamw.MetaConfig(every=1)
+        metaadamw.fine_grained_groups(model), learning=LookAhead(every=1)
     )
     batches = [torch.randn(8, 4) for _ in range(3)]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import metaadamw
-from metaadamw.features import FEATURE_TABLES
+from metaadamw.statistics.features import FEATURE_TABLES
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"

@@ -19,13 +19,13 @@ from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 from torch.amp import GradScaler
 
-from metaadamw import MetaConfig
+from metaadamw import Hypergradient, LookAhead
 from tests.integrations.processes import EXAMPLES_DIRECTORY, run_program, run_two
 from tests.training import assert_same, batch, full_snapshot, loss_fn, make, meta_update, results
 
 EXAMPLE = str(EXAMPLES_DIRECTORY / "accelerate_loop.py")
-ONLINE = {"meta": MetaConfig(mode="online", lr=1e-2)}
-LOOKAHEAD = {"meta": MetaConfig(every=2, lr=1e-2, optimizer="adam")}
+ONLINE = {"learning": Hypergradient(lr=1e-2)}
+LOOKAHEAD = {"learning": LookAhead(every=2, lr=1e-2, optimizer="adam")}
 modes = pytest.mark.parametrize("options", [ONLINE, LOOKAHEAD], ids=["online", "lookahead"])
 
 

@@ -15,7 +15,7 @@ def test_a_missing_framework_is_named(monkeypatch, extra):
     name = f"metaadamw.integrations.{extra}"
     monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, extra, None)  # how Python marks what cannot be imported
-    message = rf"{extra} is not installed; pip install 'metaadamw\[{extra}\]'"
+    message = rf"{extra} is not installed; pip install '\.\[{extra}\]'"
     with pytest.raises(ModuleNotFoundError, match=message):
         importlib.import_module(name)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torchmetrics import MeanMetric
 
-from metaadamw import MetaAdamW, MetaConfig, fine_grained_groups
+from metaadamw import Hypergradient, LookAhead, MetaAdamW, Off, fine_grained_groups
 from metaadamw.integrations.lightning import MetaAdamWCallback
 from tests.distributed.processes import Processes
 from tests.integrations.ddp_lightning import train as train_on_processes
@@ -28,9 +28,9 @@ from tests.training import Net, assert_same, loss_fn
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers", "ignore:.*LeafSpec", "ignore:Checkpoint directory"
 )
-ONLINE = MetaConfig(mode="online", lr=1e-2)
-LOOKAHEAD = MetaConfig(every=2, lr=1e-2, optimizer="adam")
-OFF = MetaConfig(mode="off")
+ONLINE = Hypergradient(lr=1e-2)
+LOOKAHEAD = LookAhead(every=2, lr=1e-2, optimizer="adam")
+OFF = Off()
 BARE: dict[str, Any] = {"enable_checkpointing": False, "num_sanity_val_steps": 0}
 modes = pytest.mark.parametrize("meta", [ONLINE, LOOKAHEAD], ids=["online", "lookahead"])
 
@@ -52,7 +52,7 @@ class Data(Dataset):
 class Module(LightningModule):
     """Batch norm, dropout, hooks that draw random numbers, logging, a metric of the validation."""
 
-    def __init__(self, meta: MetaConfig | None, dropout: float = 0.3, **options: Any) -> None:
+    def __init__(self, meta: Any | None, dropout: float = 0.3, **options: Any) -> None:
         super().__init__()
         seed_everything(7, verbose=False)
         self.net, self.meta, self.options = Net(dropout), meta, options
@@ -80,7 +80,7 @@ class Module(LightningModule):
         if self.meta is None:
             optimizer: Any = torch.optim.AdamW([{"params": g["params"]} for g in groups], lr=1e-2)
         else:
-            optimizer = MetaAdamW(groups, lr=1e-2, meta=self.meta, **self.options)
+            optimizer = MetaAdamW(groups, lr=1e-2, learning=self.meta, **self.options)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 12)
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
@@ -117,7 +117,7 @@ def fit(
     return trainer
 
 
-def callbacks_of(meta: MetaConfig | None, **options: Any) -> list[Callback]:
+def callbacks_of(meta: Any | None, **options: Any) -> list[Callback]:
     return [MetaAdamWCallback(**options)] if meta is LOOKAHEAD else []
 
 
@@ -150,7 +150,7 @@ def test_online_mode_is_one_changed_line():
 def test_meta_updates_do_not_disturb_the_training():
     """With a modulator that cannot move, look-ahead changes no loss, weight or logged value."""
     callback = MetaAdamWCallback()
-    still = fit(Module(MetaConfig(every=2, lr=0.0)), callback)
+    still = fit(Module(LookAhead(every=2, lr=0.0)), callback)
     assert applied(still) == 6
     assert callback.last_update.applied
     assert_same(outcome(still), outcome(fit(Module(OFF))))
@@ -331,7 +331,7 @@ def test_what_does_not_fit_is_refused_at_the_start():
 
 
 def test_an_objective_without_validation_needs_no_validation_set():
-    meta = MetaConfig(every=2, objective="gradient_alignment")
+    meta = LookAhead(every=2, objective="gradient_alignment")
     module = Module(meta)
     trainer = Trainer(**QUIET, **BARE, max_steps=4, callbacks=[MetaAdamWCallback()])
     trainer.fit(module, DataLoader(Data(0), 4))

@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
-from metaadamw import MetaAdamW, MetaConfig, ModulatorConfig
+from metaadamw import Attention, Hypergradient, LookAhead, MetaAdamW
 from metaadamw.integrations.transformers import MetaAdamWCallback, fine_grained
 from tests.integrations.processes import EXAMPLES_DIRECTORY
 from tests.training import assert_same
@@ -22,8 +22,8 @@ from tests.training import assert_same
 EXAMPLE = str(EXAMPLES_DIRECTORY / "lora_two_networks.py")
 LORA = runpy.run_path(EXAMPLE)
 loss_fn = LORA["loss_fn"]
-ONLINE = MetaConfig(mode="online", lr=1e-2)
-LOOKAHEAD = MetaConfig(every=2, lr=1e-2, optimizer="adam", weight_decay=0.0)
+ONLINE = Hypergradient(lr=1e-2)
+LOOKAHEAD = LookAhead(every=2, lr=1e-2, optimizer="adam", weight_decay=0.0)
 modes = pytest.mark.parametrize("meta", [ONLINE, LOOKAHEAD], ids=["online", "lookahead"])
 
 
@@ -33,14 +33,14 @@ def batch(index: int) -> Any:
     return images, torch.randint(0, 27, (8, 5), generator=generator)
 
 
-def build(meta: MetaConfig) -> tuple[nn.ModuleDict, MetaAdamW]:
+def build(meta: Any) -> tuple[nn.ModuleDict, MetaAdamW]:
     """The U-Net has adapters, the text encoder is frozen."""
     torch.manual_seed(5)
     networks = nn.ModuleDict({"text_encoder": LORA["TextEncoder"](), "unet": LORA["UNet"]()})
     networks["text_encoder"].requires_grad_(False)
     groups = LORA["add_adapters"](networks, "unet", *LORA["UNET_LAYERS"], finer=False)
-    modulator = ModulatorConfig(features="scale_free", layers=1)
-    return networks, MetaAdamW(groups, lr=1e-2, meta=meta, modulator=modulator)
+    modulator = Attention(features="scale_free", layers=1)
+    return networks, MetaAdamW(groups, lr=1e-2, learning=meta, modulator=modulator)
 
 
 def add_text_adapters(networks: nn.ModuleDict, optimizer: MetaAdamW) -> None:
@@ -144,7 +144,7 @@ def test_example(monkeypatch, capsys, finer):
 
 @modes
 @pytest.mark.parametrize("fine", [False, True], ids=["plain", "fine"])
-def test_in_the_trainer(tmp_path: Path, meta: MetaConfig, fine: bool) -> None:
+def test_in_the_trainer(tmp_path: Path, meta: Any, fine: bool) -> None:
     """All adapters have weight decay: the Trainer's second group is empty. Resumed exactly."""
     trainers = runpy.run_path(str(EXAMPLES_DIRECTORY / "huggingface_trainer.py"))
 
@@ -152,7 +152,7 @@ def test_in_the_trainer(tmp_path: Path, meta: MetaConfig, fine: bool) -> None:
         torch.manual_seed(3)
         config = LoraConfig(r=2, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True)
         model = get_peft_model(trainers["build_model"]("gpt2"), config)
-        options: dict[str, Any] = {"lr": 1e-2, "meta": meta}
+        options: dict[str, Any] = {"lr": 1e-2, "learning": meta}
         examples = trainers["load"]("gpt2")[2]
         trainer = Trainer(
             model,

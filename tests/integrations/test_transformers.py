@@ -17,16 +17,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from metaadamw import MetaAdamW, MetaConfig, ModulatorConfig
+from metaadamw import Attention, Hypergradient, LookAhead, MetaAdamW, Off
 from metaadamw.integrations.transformers import MetaAdamWCallback, fine_grained
 from tests.integrations.processes import EXAMPLES_DIRECTORY, run_program, run_two
 from tests.training import assert_same
 
 EXAMPLE = str(EXAMPLES_DIRECTORY / "huggingface_trainer.py")
 EXAMPLES = runpy.run_path(EXAMPLE)
-ONLINE = MetaConfig(mode="online", lr=1e-2)
-LOOKAHEAD = MetaConfig(every=2, lr=1e-2, optimizer="adam")
-OFF = MetaConfig(mode="off")
+ONLINE = Hypergradient(lr=1e-2)
+LOOKAHEAD = LookAhead(every=2, lr=1e-2, optimizer="adam")
+OFF = Off()
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +61,8 @@ def make(
     )
 
 
-def plain(meta: MetaConfig, **options: Any) -> tuple[type[MetaAdamW], dict[str, Any]]:
-    return MetaAdamW, {"lr": 1e-2, "meta": meta, **options}
+def plain(meta: Any, **options: Any) -> tuple[type[MetaAdamW], dict[str, Any]]:
+    return MetaAdamW, {"lr": 1e-2, "learning": meta, **options}
 
 
 def inner(trainer: Trainer) -> MetaAdamW:
@@ -97,7 +97,13 @@ def test_online_mode_is_one_changed_line(tmp_path, data):
 
 def test_fine_groups_keep_the_trainers_decay(tmp_path, data):
     coarse = make(tmp_path, data)
-    fine = make(tmp_path, data, optimizer=lambda model: fine_grained(model, lr=1e-2, meta=ONLINE))
+    fine = make(
+        tmp_path,
+        data,
+        optimizer=lambda model: fine_grained(
+            model, lr=1e-2, modulator="attention", learning=ONLINE
+        ),
+    )
     coarse.create_optimizer(), fine.create_optimizer()
 
     def decay(trainer: Trainer) -> dict[str, float]:
@@ -123,7 +129,7 @@ class Evaluate(TrainerCallback):
 
 def test_meta_updates_do_not_disturb_the_training(tmp_path, data):
     """With a modulator that cannot move, look-ahead changes no number; dropout is on."""
-    still = MetaConfig(every=2, lr=0.0)
+    still = LookAhead(every=2, lr=0.0)
     runs = []
     for meta in (still, OFF):
         trainer = make(tmp_path, data, optimizer=plain(meta))
@@ -136,22 +142,23 @@ def test_meta_updates_do_not_disturb_the_training(tmp_path, data):
     assert_same(*map(outcome, runs))
 
 
+SEEN: list[Tensor] = []  # what the trainer itself notes in a meta-update is put back
+
+
 class Weighted(Trainer):
     """A loss of the user's own, which takes the labels out of the batch."""
 
-    seen: list[Tensor]
-
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         labels = inputs.pop("labels")
-        self.seen.append(labels)
+        SEEN.append(labels)
         outputs = model(**inputs, labels=labels)
         return (2 * outputs.loss, outputs) if return_outputs else 2 * outputs.loss
 
 
 def test_the_trainers_own_loss_and_data_sets_are_used(tmp_path, data):
     """A meta-update sees two training batches of its own and one of the validation set."""
-    trainer = make(tmp_path, data, optimizer=plain(MetaConfig(every=1)), kind=Weighted, max_steps=1)
-    trainer.seen = []
+    trainer = make(tmp_path, data, optimizer=plain(LookAhead(every=1)), kind=Weighted, max_steps=1)
+    SEEN.clear()
     held_out = data[1][:4]
     callback = MetaAdamWCallback(trainer, eval_dataset=held_out)
     trainer.add_callback(callback)
@@ -160,7 +167,7 @@ def test_the_trainers_own_loss_and_data_sets_are_used(tmp_path, data):
     def rows(batches: list[Tensor]) -> set[tuple[int, ...]]:
         return {tuple(row.tolist()) for batch in batches for row in batch}
 
-    trained, looked_at = rows(trainer.seen[:2]), rows(trainer.seen[2:])
+    trained, looked_at = rows(SEEN[:2]), rows(SEEN[2:])
     validated = rows([example["labels"][None] for example in held_out])
     train_set = rows([example["labels"][None] for example in data[0]])
     assert len(trained) == 8
@@ -272,8 +279,8 @@ def test_what_does_not_fit_is_refused_at_the_start(tmp_path, data):
 
 
 def test_an_objective_without_validation_needs_no_eval_set(tmp_path, data):
-    meta = MetaConfig(every=2, objective="gradient_alignment")
-    modulator = ModulatorConfig(layers=1)
+    meta = LookAhead(every=2, objective="gradient_alignment")
+    modulator = Attention(layers=1)
     trainer = make(tmp_path, (data[0], None), optimizer=plain(meta, modulator=modulator))
     trainer.add_callback(MetaAdamWCallback(trainer))
     trainer.train()

@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from metaadamw import MetaAdamW, MetaConfig, ModulatorConfig
-from metaadamw.adamw import adamw_plain
-from metaadamw.features import needed_products, tensor_columns
-from metaadamw.kernels.adamw import adamw_in_one_pass, rounding, torch_fused_adamw
-from metaadamw.known import Known
-from metaadamw.layout import Layout
-from metaadamw.tokens import Token
+from metaadamw import Attention, MetaAdamW, Off
+from metaadamw.state.token import Token
+from metaadamw.statistics.features import needed_products, tensor_columns
+from metaadamw.statistics.known import Known
+from metaadamw.statistics.layout import Layout
+from metaadamw.update.adamw import adamw_plain
+from metaadamw.update.one_pass import adamw_in_one_pass, rounding, torch_fused_adamw
 
 SIZES = [1, 3, 4, 7, 8, 9, 15, 17, 511, 512, 513, 519, 16_383, 16_384, 16_385, 40_003]
 PATHS = ["plain", "fused"]
@@ -37,7 +37,7 @@ def a_token(sizes, dtype, seed=0, *, missing=(), betas=(0.9, 0.999), eps=1e-8, s
     steps = [torch.tensor(step) for _ in sizes]
     nothing: list[Any] = [None] * len(sizes)
     group = {"betas": betas, "eps": eps}
-    return Token(group, values(1.0), grads, values(0.1), squares, steps, *[nothing] * 4)
+    return Token(group, values(1.0), grads, values(0.1), squares, steps, *[nothing] * 3)
 
 
 def columns_of(token: Token) -> list[list[Tensor]]:
@@ -91,9 +91,9 @@ def test_the_bits_of_torch(groups, lr, weight_decay, dtype, squares, path):
 
 def steps(params: list[Tensor], count: int = 3, **options: Any) -> list[Tensor]:
     """Parameters and features after some steps."""
-    options = {"modulator": ModulatorConfig(init="xavier"), **options}
+    options = {"modulator": Attention(init="xavier"), **options}
     groups = [{"params": params[:2], "lr": 0.1}, {"params": params[2:]}]
-    optimizer = MetaAdamW(groups, meta=MetaConfig(mode="off"), **options)
+    optimizer = MetaAdamW(groups, learning=Off(), **options)
     generator = torch.Generator().manual_seed(1)
     for _ in range(count):
         for param in params:
@@ -114,7 +114,7 @@ def some_params(dtype=torch.float32, shape=(3, 30)):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_training_is_the_same_with_the_operations_of_torch(dtype, fused, monkeypatch):
     ours = steps(some_params(dtype), fused=fused)
-    monkeypatch.setattr("metaadamw.adamw.adamw_in_one_pass", lambda *_, **__: (False, None))
+    monkeypatch.setattr("metaadamw.update.adamw.adamw_in_one_pass", lambda *_, **__: (False, None))
     theirs = steps(some_params(dtype), fused=fused)
     assert all(map(torch.equal, ours, theirs))
 
@@ -127,14 +127,14 @@ def test_memory_in_another_order_is_left_to_torch(fused, monkeypatch):
         return params
 
     ours = steps(channels_last(some_params()), fused=fused)
-    monkeypatch.setattr("metaadamw.adamw.adamw_in_one_pass", lambda *_, **__: (False, None))
+    monkeypatch.setattr("metaadamw.update.adamw.adamw_in_one_pass", lambda *_, **__: (False, None))
     assert all(map(torch.equal, ours, steps(channels_last(some_params()), fused=fused)))
 
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_kernel_on_one_thread_does_not_replace_torch_on_many(threads, path, monkeypatch):
-    monkeypatch.setattr("metaadamw.kernels.adamw.shares_threads", lambda: False)
+    monkeypatch.setattr("metaadamw.update.one_pass.shares_threads", lambda: False)
     torch.set_num_threads(threads)
     done, _ = adamw_in_one_pass(path, [a_token([5], torch.float32)], [1.0], [0.0])
     assert done == (threads == 1 and rounding(path, torch.float32) is not None)
@@ -144,7 +144,7 @@ def test_a_kernel_on_one_thread_does_not_replace_torch_on_many(threads, path, mo
 @pytest.mark.parametrize("name", ["exp_avg", "exp_avg_sq"])
 def test_state_of_another_size_is_an_error(name, fused):
     params = some_params()
-    optimizer = MetaAdamW(params, fused=fused)
+    optimizer = MetaAdamW(params, fused=fused, learning="lookahead")
     for param in params:
         param.grad = torch.ones_like(param)
     optimizer.step()
@@ -156,7 +156,7 @@ def test_state_of_another_size_is_an_error(name, fused):
 @pytest.mark.parametrize("fused", [True, None])
 def test_autograd_is_told(fused):
     (param,) = params = [torch.nn.Parameter(torch.randn(5))]
-    optimizer = MetaAdamW(params, fused=fused)
+    optimizer = MetaAdamW(params, fused=fused, learning="lookahead")
     for _ in range(2):
         param.grad = torch.ones(5)
         loss = (param**2).sum()
@@ -179,7 +179,7 @@ def test_a_build_that_rounds_otherwise_is_noticed():
     """Torch without AVX2 never fuses a product with a sum."""
     words = (
         "import torch, tests.kernels.test_adamw as t;"
-        "from metaadamw.kernels.adamw import rounding;"
+        "from metaadamw.update.one_pass import rounding;"
         "print(*(rounding(p, d) for p in t.PATHS for d in (torch.float32, torch.float64)));"
         "ours = t.steps(t.some_params(), count=1), t.steps(t.some_params(), count=1, fused=True);"
     )
@@ -197,7 +197,7 @@ def test_a_build_that_rounds_otherwise_is_noticed():
 
 
 def statistics(known: Known, tokens: list[Token], layout: Layout) -> dict[Any, Tensor]:
-    pairs = needed_products(MetaAdamW([torch.zeros(1)])._learning.table)
+    pairs = needed_products(MetaAdamW([torch.zeros(1)], learning="lookahead")._controller.table)
     return known.products(layout, tensor_columns(tokens), pairs)
 
 

@@ -10,9 +10,9 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from metaadamw import MetaAdamW, MetaConfig
+from metaadamw import Hypergradient, MetaAdamW
 from metaadamw.kernels import cpu
-from metaadamw.kernels.adamw import rounding
+from metaadamw.update.one_pass import rounding
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def trajectory():
     torch.manual_seed(0)
     params = [torch.nn.Parameter(torch.randn(n, 5, dtype=torch.float64)) for n in (4, 300, 1)]
     groups = [{"params": [p]} for p in params]
-    optimizer = MetaAdamW(groups, meta=MetaConfig(mode="online"))
+    optimizer = MetaAdamW(groups, modulator="attention", learning=Hypergradient())
     for _ in range(20):
         for param in params:
             param.grad = param.detach() + torch.randn_like(param)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from metaadamw.config import ModulatorConfig
-from metaadamw.kernels.encoder import has_encoder
-from metaadamw.modulator import ENCODER_TENSORS, Modulator, encoder_layer
+from metaadamw import Attention
+from metaadamw.modulators.attention import AttentionModulator
+from metaadamw.modulators.encoder import ENCODER_TENSORS, encoder_layer
+from metaadamw.modulators.encoder_kernel import has_encoder
 
 # Rounding of the same sums in another order, through up to eight layers.
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-12}
@@ -15,8 +16,8 @@ TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-12}
 
 def a_modulator(groups, features, layers, heads, hidden, dtype, seed=0):
     torch.manual_seed(seed)
-    config = ModulatorConfig(layers=layers, heads=heads, hidden_dim=hidden, init="xavier")
-    modulator = Modulator(features, groups, config, dtype=dtype)
+    config = Attention(layers=layers, heads=heads, hidden_dim=hidden, init="xavier")
+    modulator = AttentionModulator(features, groups, config, dtype=dtype)
     with torch.no_grad():
         for p in modulator.parameters():
             p += 0.3 * torch.randn_like(p)

@@ -10,15 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from metaadamw import MetaAdamW, MetaConfig, fine_grained_groups
-from metaadamw.config import ModulatorConfig
+from metaadamw import Attention, Factors, Hypergradient, MetaAdamW, fine_grained_groups
 from metaadamw.kernels import cpu
-from metaadamw.kernels.adamw import rounding
-from metaadamw.kernels.modulator import learn
-from metaadamw.meta_optimizer import MetaOptimizer
-from metaadamw.modulator import Modulator
-from metaadamw.online import modulator_gradient
-from metaadamw.scalars import GroupScalars
+from metaadamw.learning.base import modulator_gradient
+from metaadamw.learning.learn_kernel import learn
+from metaadamw.learning.meta_optimizer import MetaOptimizer
+from metaadamw.modulators.attention import AttentionModulator
+from metaadamw.modulators.factors import FactorsModulator
+from metaadamw.update.one_pass import rounding
 
 # Rounding of the same sums in another order; Adam divides by the size of a gradient, which for an
 # entry near zero is mostly rounding: hence the weights are compared after few steps.
@@ -40,18 +39,25 @@ class Problem:
     """A modulator, what moves it, and twins of both that take the long way."""
 
     def __init__(
-        self, options: dict[str, Any], dtype: torch.dtype, seed: int, *, frozen_gates: bool = False
+        self,
+        options: dict[str, Any],
+        dtype: torch.dtype,
+        seed: int,
+        *,
+        frozen_gates: bool = False,
+        gate_sparsity: float = 0.2,
     ) -> None:
         torch.manual_seed(seed)
-        config = ModulatorConfig(init="xavier", **options)
+        config = Attention(
+            init="xavier", frozen_gates=frozen_gates, gate_sparsity=gate_sparsity, **options
+        )
         enhanced = config.features == "enhanced"
         self.features, self.groups, self.dtype = 10 if enhanced else 6, 9, dtype
-        self.modulator = Modulator(
+        self.modulator = AttentionModulator(
             self.features,
             self.groups,
             config,
             embedding_dim=4 if enhanced else 0,
-            frozen_gates=frozen_gates,
             dtype=dtype,
         )
         with torch.no_grad():
@@ -67,12 +73,12 @@ class Problem:
         features = torch.randn(self.groups, self.features, dtype=self.dtype)
         return features, tuple(torch.randn(2, self.groups, dtype=self.dtype).unbind(0))
 
-    def learn(self, *numbers: Any, penalties: tuple[float, float] = (0.03, 0.2)) -> bool | None:
+    def learn(self, *numbers: Any, weight_decay: float = 0.03) -> bool | None:
         with torch.no_grad():
-            return learn(self.modulator, self.optimizer, self.learned, *numbers, *penalties)
+            return learn(self.modulator, self.optimizer, self.learned, *numbers, weight_decay)
 
-    def learn_twin(self, *numbers: Any, penalties: tuple[float, float] = (0.03, 0.2)) -> None:
-        gradient = modulator_gradient(self.twin, *numbers, self.learned_twin, *penalties)
+    def learn_twin(self, *numbers: Any, weight_decay: float = 0.03) -> None:
+        gradient = modulator_gradient(self.twin, *numbers, self.learned_twin, weight_decay)
         self.optimizer_twin.step(self.learned_twin, gradient, torch.tensor(True))
 
     def assert_close(self) -> None:
@@ -105,14 +111,16 @@ def test_learns_what_autograd_and_adam_learn(
 @pytest.mark.parametrize("penalties", [(0.0, 0.0), (0.5, 0.0), (0.0, 0.5)], ids=str)
 @pytest.mark.parametrize("frozen", [False, True])
 def test_penalties_and_frozen_gates(penalties: tuple[float, float], frozen: bool) -> None:
-    problem = Problem(OPTIONS["gates"], torch.float64, 0, frozen_gates=frozen)
+    problem = Problem(
+        OPTIONS["gates"], torch.float64, 0, frozen_gates=frozen, gate_sparsity=penalties[1]
+    )
     for p in (problem.modulator, problem.twin):
         with torch.no_grad():
             p.gate_logits[2] = 0.0  # where |x| has no derivative
             p.linear1_bias.zero_()  # where a norm has none
     numbers = problem.numbers()
-    problem.learn(*numbers, penalties=penalties)
-    problem.learn_twin(*numbers, penalties=penalties)
+    problem.learn(*numbers, weight_decay=penalties[0])
+    problem.learn_twin(*numbers, weight_decay=penalties[0])
     problem.assert_close()
 
 
@@ -162,9 +170,9 @@ def test_what_is_left_to_torch() -> None:
     assert problem.learn(features, [s.double() for s in signals]) is None
     problem.optimizer = MetaOptimizer("sgd", 1e-2)
     assert problem.learn(features, signals) is None
-    scalars = GroupScalars([""] * 9, ModulatorConfig(layers=0))
+    scalars = FactorsModulator([""] * 9, Factors(alpha_range=1.0, scale="linear", update_every=1))
     adam = MetaOptimizer("adam", 1e-2)
-    assert learn(scalars, adam, list(scalars.parameters()), features, signals, 0.0, 0.0) is None
+    assert learn(scalars, adam, list(scalars.parameters()), features, signals, 0.0) is None
 
 
 @pytest.fixture
@@ -192,8 +200,8 @@ def test_online_training_with_and_without_kernels(
         optimizer = MetaAdamW(
             fine_grained_groups(model),
             lr=1e-2,
-            modulator=ModulatorConfig(features=features),
-            meta=MetaConfig(mode="online", lr=1e-2),
+            modulator=Attention(features=features),
+            learning=Hypergradient(lr=1e-2),
             fused=True,
         )
         for _ in range(6):

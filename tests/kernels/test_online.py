@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metaadamw.directions import LastStep
-from metaadamw.layout import Layout
-from metaadamw.online import ONLINE_PRODUCTS, online_signal
+from metaadamw.learning.hypergradient import ONLINE_PRODUCTS, online_signal
+from metaadamw.statistics.layout import Layout
+from metaadamw.update.directions import LastStep
 
 NUMBERS = st.sampled_from([0.0, 1e-30, 1e-6, 0.3, 1.0, 40.0])
 
@@ -50,7 +50,7 @@ def test_the_same_signal(sizes, rates, decays, moved, dtype, seed, poison):
     )
     ours = online_signal(products, last, layout)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("metaadamw.online.signal", lambda *_: None)
+        patch.setattr("metaadamw.learning.hypergradient.signal", lambda *_: None)
         theirs = online_signal(products, last, layout)
     # The same operations; torch may take a root of several numbers at once and round it otherwise.
     close = {"rtol": 1e-5 if dtype == torch.float32 else 1e-13, "atol": 0.0, "equal_nan": True}

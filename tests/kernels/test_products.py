@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from metaadamw import MetaAdamW, MetaConfig, ModulatorConfig
-from metaadamw.directions import LastDirections, NextDirections
-from metaadamw.features import needed_products, tensor_columns
+from metaadamw import Attention, Hypergradient, MetaAdamW
 from metaadamw.kernels.cpu import library
-from metaadamw.layout import ZEROS, Layout
-from metaadamw.online import ONLINE_PRODUCTS
+from metaadamw.learning.hypergradient import ONLINE_PRODUCTS
+from metaadamw.statistics.features import needed_products, tensor_columns
+from metaadamw.statistics.layout import ZEROS, Layout
+from metaadamw.update.directions import LastDirections, NextDirections
 
 NAMES = ("a", "b", "c")
 PAIRS = [*itertools.combinations_with_replacement(NAMES, 2), ("a", ZEROS), ("c", ZEROS)]
@@ -25,7 +25,7 @@ TOLERANCE = {torch.float32: 4e-6, torch.float64: 1e-14}
 
 def torch_products(layout, columns, pairs):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("metaadamw.layout.tensor_products", lambda *_: None)
+        patch.setattr("metaadamw.statistics.layout.tensor_products", lambda *_: None)
         return layout.products(columns, pairs)
 
 
@@ -87,18 +87,20 @@ def test_those_of_an_optimizer(dtype, online, eps_inside_sqrt, features):
     groups = [{"params": params[:2], "eps": 1e-3, "betas": (0.8, 0.9)}, {"params": params[2:]}]
     optimizer = MetaAdamW(
         groups,
-        modulator=ModulatorConfig(features=features),
-        meta=MetaConfig(mode="online", lr=0.1),
+        modulator=Attention(features=features),
+        learning=Hypergradient(lr=0.1),
         eps_inside_sqrt=eps_inside_sqrt,
     )
     for step in range(3):
         for i, param in enumerate(params):
             param.grad = None if i == step else torch.randn_like(param)
         optimizer.step()
-    learner, tokens = optimizer._learning, optimizer._tokens()
+    learner, tokens = optimizer._controller, optimizer._tokens()
     columns, pairs = tensor_columns(tokens), needed_products(learner.table)
     if online:
-        columns["direction"] = LastDirections(tokens, learner.last, eps_inside_sqrt=eps_inside_sqrt)
+        columns["direction"] = LastDirections(
+            tokens, learner.learning.last, eps_inside_sqrt=eps_inside_sqrt
+        )
         pairs = list(dict.fromkeys([*pairs, *ONLINE_PRODUCTS]))
     as_tensors = {
         name: [column(i) if callable(column) else column[i] for i in range(len(params))]
@@ -113,7 +115,7 @@ def test_those_of_an_optimizer(dtype, online, eps_inside_sqrt, features):
 def test_with_the_direction_of_the_next_step(dtype, missing):
     params = [torch.nn.Parameter(torch.randn(n, 7, dtype=dtype)) for n in (3, 900, 1, 5000)]
     groups = [{"params": params[:2], "eps": 1e-3, "betas": (0.8, 0.9)}, {"params": params[2:]}]
-    optimizer = MetaAdamW(groups, fused=True)
+    optimizer = MetaAdamW(groups, fused=True, learning="lookahead")
     for _ in range(2):
         for param in params:
             param.grad = torch.randn_like(param)
@@ -125,7 +127,7 @@ def test_with_the_direction_of_the_next_step(dtype, missing):
     assert directions.plain
     columns = {"a": [torch.randn_like(p) for p in params], "b": directions}
     pairs = [("a", "b"), ("b", "b")]
-    layout = optimizer._learning.layout
+    layout = optimizer._controller.layout
     found, expected = layout.products(columns, pairs), torch_products(layout, columns, pairs)
     as_tensors = {"a": columns["a"], "b": [directions(i) for i in range(len(params))]}
     assert [t is None for t in as_tensors["b"]] == [i in missing for i in range(len(params))]

@@ -19,5 +19,6 @@ def require(package: str, extra: str) -> None:
         if error.name != package:  # it is there, something that it needs is not
             raise
         raise ModuleNotFoundError(
-            f"{package} is not installed; pip install 'metaadamw[{extra}]'", name=package
+            f"{package} is not installed; pip install '.[{extra}]' in a clone of metaadamw",
+            name=package,
         ) from None

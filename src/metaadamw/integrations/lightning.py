@@ -9,14 +9,15 @@ import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from metaadamw import MetaAdamW, MetaUpdate, NumberedBatches
+from metaadamw import LookAhead, MetaAdamW, MetaUpdate, NumberedBatches
 from metaadamw.integrations import require
-from metaadamw.lookahead import needed_batches
+from metaadamw.integrations.kept import kept
+from metaadamw.integrations.loaders import LoaderBatches, batch_size_of, own_copy
 
 require("lightning", extra="lightning")
 
@@ -30,21 +31,27 @@ class MetaAdamWCallback(Callback):
     """Mode "lookahead" in a ``Trainer``: calls ``update_attention`` when it is due.
 
     Training batches come from a second, independent pass over the train set, validation batches
-    from the validation set, each of the size of a training batch. All of them follow from the seed
-    of ``seed_everything`` and the optimizer's step, so that ``fit(ckpt_path=...)`` continues
-    exactly and nothing has to be saved.
+    from the validation set, each of the size of a training batch. They are of the loaders in use,
+    also when those are reloaded or given another batch size. All of them follow from the seed of
+    ``seed_everything`` and the optimizer's step, so that ``fit(ckpt_path=...)`` continues exactly
+    and nothing has to be saved.
+
+    What the loss notes in attributes of the module is put back: numbers, tensors, arrays, and
+    lists, dicts, sets and deques of them. What happens inside objects of another kind (a meter, a
+    ``torch.Generator``, a file) stays: give ``loss_fn`` then.
 
     Args:
-        loss_fn: ``loss_fn(module, batch)`` -> scalar. None: ``training_step``, whose ``self.log``
-            is silent meanwhile; for automatic optimization only.
+        loss_fn: ``loss_fn(module, batch)`` -> scalar, or None for a batch to be left out. None:
+            ``training_step``, whose ``self.log`` is silent meanwhile; for automatic optimization
+            only.
         train_dataset: examples of the meta-updates' training batches. None: those of the trainer.
         val_dataset: examples of their validation batches. None: those of the trainer. They are a
             training signal here; keep others for the numbers you report.
 
     Raises:
         TypeError: at the start of the training, if there is no MetaAdamW, a loader is no
-            ``DataLoader`` or a data set has no length.
-        ValueError: likewise, if the mode is not "lookahead", there are several such optimizers,
+            ``DataLoader`` or a data set has no length; or when such a loader is loaded later.
+        ValueError: likewise, if it does not learn by look-ahead, there are several such optimizers,
             no or several validation sets, or no loss.
         RuntimeError: in a meta-update, if ``training_step`` counts its batches in a metric.
 
@@ -54,7 +61,7 @@ class MetaAdamWCallback(Callback):
 
     def __init__(
         self,
-        loss_fn: Callable[[LightningModule, Any], Tensor] | None = None,
+        loss_fn: Callable[[LightningModule, Any], Tensor | None] | None = None,
         *,
         train_dataset: Any = None,
         val_dataset: Any = None,
@@ -76,20 +83,31 @@ class MetaAdamWCallback(Callback):
                     "batch (manual optimization, dataloader_iter)"
                 )
             self.index: tuple[int, ...] = (0,) if len(arguments) > 1 else ()
-        loader = _one_loader("train_dataloader", trainer.train_dataloader)
-        self.train_batches = _batches(trainer, loader, loader, self.train_dataset)
-        self.val_batches = None
-        val_loaders = trainer.val_dataloaders
-        if self.val_dataset is not None or val_loaders:
-            val_loader = loader
-            if self.val_dataset is None:
-                val_loader = _one_loader("val_dataloaders", val_loaders)
-            self.val_batches = _batches(trainer, loader, val_loader, self.val_dataset)
-        elif "val_batch" in needed_batches(self.optimizer._learning.meta):
+        self.train_batches = _batches(trainer, self.train_dataset)
+        self.val_batches = _batches(trainer, self.val_dataset)
+        _, validation = self._numbered(trainer)  # what does not fit is refused now
+        learning = cast(LookAhead, self.optimizer.learning)
+        if validation is None and "val_batch" in learning.needed_batches():
             raise ValueError(
-                f"objective={self.optimizer._learning.meta.objective!r} needs validation batches: "
+                f"objective={learning.objective!r} needs validation batches: "
                 "give fit() val_dataloaders, or MetaAdamWCallback a val_dataset"
             )
+
+    def _numbered(self, trainer: Trainer) -> tuple[NumberedBatches, NumberedBatches | None]:
+        """Training and validation batches of the loaders that the trainer has now."""
+        loader = _one_loader("train_dataloader", trainer.train_dataloader)
+        size = batch_size_of(loader)
+        if size is None:
+            raise ValueError(
+                "train_dataloader must have a batch_size for MetaAdamWCallback, got None; for "
+                "batches of another kind call update_attention in a hook of your module"
+            )
+        train, val_loader = self.train_batches.of(loader, size), loader
+        if self.val_dataset is None:
+            if not trainer.val_dataloaders:
+                return train, None
+            val_loader = _one_loader("val_dataloaders", trainer.val_dataloaders)
+        return train, self.val_batches.of(val_loader, size)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -107,30 +125,32 @@ class MetaAdamWCallback(Callback):
         if not self.optimizer.meta_update_due:
             return
 
-        def loss(model: nn.Module, batch: Any) -> Tensor:
+        def loss(model: nn.Module, batch: Any) -> Tensor | None:
             # Here, so that hooks which augment draw the same numbers for the same batch, and
             # nothing of the training's random streams.
-            batch = trainer.precision_plugin.convert_input(batch)
-            batch = pl_module._on_before_batch_transfer(batch)
-            batch = trainer.strategy.batch_to_device(batch)
-            with trainer.precision_plugin.train_step_context():
-                return self._loss(pl_module, batch)
+            with kept(pl_module):
+                batch = trainer.precision_plugin.convert_input(own_copy(batch))
+                batch = pl_module._on_before_batch_transfer(batch)
+                batch = trainer.strategy.batch_to_device(batch)
+                with trainer.precision_plugin.train_step_context():
+                    return self._loss(pl_module, batch)
 
-        n = self.optimizer.steps // self.optimizer._learning.meta.every
+        train, validation = self._numbered(trainer)
+        n = self.optimizer.steps // cast(LookAhead, self.optimizer.learning).every
         self.last_update = self.optimizer.update_attention(
             pl_module if trainer.model is None else trainer.model,  # DDP knows the other processes
             loss,
-            self.train_batches[2 * n],
-            self.train_batches[2 * n + 1],
-            None if self.val_batches is None else self.val_batches[n],
+            train[2 * n],
+            train[2 * n + 1],
+            None if validation is None else validation[n],
         )
 
-    def _loss(self, pl_module: LightningModule, batch: Any) -> Tensor:
+    def _loss(self, pl_module: LightningModule, batch: Any) -> Tensor | None:
         if self.loss_fn is not None:
             return self.loss_fn(pl_module, batch)
         with _unlogged(pl_module):
             output: Any = pl_module.training_step(batch, *self.index)
-        loss: Tensor = output["loss"] if isinstance(output, Mapping) else output
+        loss: Tensor | None = output["loss"] if isinstance(output, Mapping) else output
         return loss
 
 
@@ -141,13 +161,14 @@ def _optimizer(trainer: Trainer) -> MetaAdamW:
         raise TypeError(
             f"MetaAdamWCallback needs MetaAdamW, got {names}; return one from configure_optimizers"
         )
-    modes = [o._learning.meta.mode for o in found]
-    if modes.count("lookahead") != 1:
+    looking = [o for o in found if isinstance(o.learning, LookAhead)]
+    if len(looking) != 1:
         raise ValueError(
-            f"MetaAdamWCallback needs one optimizer with meta.mode='lookahead', got {modes}; "
-            "'online' does without it, and for several call update_attention yourself"
+            "MetaAdamWCallback needs one optimizer with learning='lookahead', got "
+            f"{[type(o.learning).__name__ for o in found]}; what learns inside step() does without "
+            "it, and for several call update_attention yourself"
         )
-    return found[modes.index("lookahead")]
+    return looking[0]
 
 
 def _one_loader(name: str, loaders: Any) -> DataLoader[Any]:
@@ -160,20 +181,9 @@ def _one_loader(name: str, loaders: Any) -> DataLoader[Any]:
     return loader
 
 
-def _batches(
-    trainer: Trainer, train: DataLoader[Any], loader: DataLoader[Any], dataset: Any
-) -> NumberedBatches:
-    """As ``loader`` makes them, of the size of a training batch, in an order of their own."""
-    size = train.batch_size or getattr(train.batch_sampler, "batch_size", None)
-    if size is None:
-        raise ValueError(
-            "train_dataloader must have a batch_size for MetaAdamWCallback, got None; for batches "
-            "of another kind call update_attention in a hook of your module"
-        )
-    return NumberedBatches(
-        loader.dataset if dataset is None else dataset,
-        size,
-        loader.collate_fn,
+def _batches(trainer: Trainer, dataset: Any) -> LoaderBatches:
+    return LoaderBatches(
+        dataset,
         seed=int(os.environ.get("PL_GLOBAL_SEED", "0")),
         rank=trainer.global_rank,
         world_size=trainer.world_size,

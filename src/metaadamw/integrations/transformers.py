@@ -1,19 +1,22 @@
 """Hugging Face ``Trainer``: fine-grained groups, and meta-updates in a callback.
 
-Mode "online" needs nothing from here: ``optimizer_cls_and_kwargs=(MetaAdamW, {...})``.
+What learns inside ``step()`` needs nothing from here:
+``optimizer_cls_and_kwargs=(MetaAdamW, {...})``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
-from metaadamw import MetaAdamW, MetaUpdate, NumberedBatches, fine_grained_groups
+from metaadamw import LookAhead, MetaAdamW, MetaUpdate, NumberedBatches, fine_grained_groups
 from metaadamw.integrations import require
-from metaadamw.lookahead import needed_batches
+from metaadamw.integrations.kept import kept
+from metaadamw.integrations.loaders import LoaderBatches, batch_size_of, own_copy
 
 require("transformers", extra="transformers")
 
@@ -32,66 +35,99 @@ def fine_grained(model: nn.Module, **options: Any) -> tuple[type[MetaAdamW], dic
     """``optimizer_cls_and_kwargs`` with the Trainer's own groups split finer.
 
     The Trainer makes two groups, with and without weight decay, and knows no others. Each of them
-    is split by layer type, depth and bias, and keeps its decay.
+    is split by layer type, depth and bias, and keeps its decay. With ``model_init`` and in a
+    hyperparameter search that is done for the model of every trial.
 
     Args:
-        model: the model that the Trainer gets.
-        options: the keywords of ``MetaAdamW``. Give ``lr``: ``TrainingArguments.learning_rate``
-            reaches only the Trainer's own optimizers.
+        model: the model that the Trainer gets; under ``model_init`` any, as it makes its own.
+        options: the keywords of ``MetaAdamW``. Without ``lr`` it is the Trainer's
+            ``TrainingArguments.learning_rate`` when the optimizer is made, so that of the trial.
 
     Example:
         >>> Trainer(  # doctest: +SKIP
         ...     model,
         ...     args,
         ...     optimizer_cls_and_kwargs=fine_grained(
-        ...         model, lr=1e-3, meta=MetaConfig(mode="online")
+        ...         model, lr=1e-3, learning="hypergradient"
         ...     ),
         ... )
     """
-    return _FineGrained, {"split": model, **options}
+    return _FineGrained, {"of": model, **options}
 
 
 class _FineGrained(MetaAdamW):
-    """Splits the groups it is given like ``split``; the Trainer hands them over without it."""
+    """Splits the groups it is given by the model they are of."""
 
-    def __init__(self, params: ParamsT, *, split: nn.Module, **options: Any) -> None:
+    def __init__(self, params: ParamsT, *, of: nn.Module, **options: Any) -> None:
         groups = cast("list[dict[str, Any]]", params)
-        super().__init__(fine_grained_groups(split, groups), **options)
+        trainer = _calling_trainer()
+        if trainer is not None:
+            options.setdefault("lr", trainer.args.learning_rate)
+            own = {id(p) for p in of.parameters()}
+            if any(id(p) not in own for group in groups for p in group["params"]):
+                of = trainer.model  # it has made another one, for this trial
+        super().__init__(fine_grained_groups(of, groups), **options)
+
+
+def _calling_trainer() -> Trainer | None:
+    """The Trainer that is making an optimizer; it tells the optimizer nothing about itself."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, Trainer):
+            return caller
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
 
 
 class MetaAdamWCallback(TrainerCallback):  # type: ignore[misc]
-    """Mode "lookahead" in a ``Trainer``: calls ``update_attention`` when it is due.
+    """Look-ahead in a ``Trainer``: calls ``update_attention`` when it is due.
 
     Uses the Trainer's own ``compute_loss``. Training batches come from a second, independent pass
-    over the train set, validation batches from the eval set, each of the size of a device's
-    training batch. All of them follow from the seed and the optimizer's step, so that
+    over the train set, validation batches from the eval set, each of the size of a training batch,
+    also of one that ``auto_find_batch_size`` has found. They are of the loader in use, made like
+    its batches. All of them follow from the seed and the optimizer's step, so that
     ``resume_from_checkpoint`` continues exactly and nothing has to be saved.
+
+    What ``_prepare_inputs`` and ``compute_loss`` note in attributes of the Trainer, its ``state``
+    and its ``control`` is put back: numbers, tensors, arrays, and lists, dicts, sets and deques of
+    them. What happens inside objects of another kind (a meter, a ``torch.Generator``, a file)
+    stays: give ``loss_fn`` then.
 
     Args:
         trainer: the Trainer, as this callback is added to it.
+        loss_fn: ``loss_fn(model, inputs)`` -> scalar, or None for a batch to be left out; the model
+            as in ``compute_loss``. None: the Trainer's ``compute_loss``.
         train_dataset: examples of the meta-updates' training batches. None: those of the Trainer.
         eval_dataset: examples of their validation batches. None: those of the Trainer. They are a
             training signal here; keep others for the numbers you report.
 
     Raises:
-        TypeError: at the start of the training, if the optimizer is no MetaAdamW or a data set has
-            no length.
-        ValueError: likewise, if the optimizer's mode is not "lookahead", or there are no or several
-            eval sets.
+        TypeError: ``loss_fn`` cannot be called; at the start of the training, if the optimizer is
+            no MetaAdamW or a data set has no length.
+        ValueError: likewise, if the optimizer does not learn by look-ahead, or there are no or
+            several eval sets.
 
     Example:
         >>> trainer.add_callback(MetaAdamWCallback(trainer))  # doctest: +SKIP
     """
 
     def __init__(
-        self, trainer: Trainer, *, train_dataset: Any = None, eval_dataset: Any = None
+        self,
+        trainer: Trainer,
+        loss_fn: Callable[[nn.Module, Any], Tensor | None] | None = None,
+        *,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
     ) -> None:
         if not isinstance(trainer, Trainer):
             raise TypeError(
                 f"trainer must be a transformers.Trainer, got {type(trainer).__name__}; construct "
                 "it first, then trainer.add_callback(MetaAdamWCallback(trainer))"
             )
-        self.trainer = trainer
+        if loss_fn is not None and not callable(loss_fn):
+            raise TypeError(f"loss_fn must be callable as loss_fn(model, inputs), got {loss_fn!r}")
+        self.trainer, self.loss_fn = trainer, loss_fn
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         self.last_update: MetaUpdate | None = None
         """Report of the latest meta-update."""
@@ -111,44 +147,78 @@ class MetaAdamWCallback(TrainerCallback):  # type: ignore[misc]
                 f"MetaAdamWCallback needs MetaAdamW, got {type(self.optimizer).__name__}; "
                 "Trainer(..., optimizer_cls_and_kwargs=(MetaAdamW, {'lr': ...}))"
             )
-        meta = self.optimizer._learning.meta
-        if meta.mode != "lookahead":
+        learning = self.optimizer.learning
+        if not isinstance(learning, LookAhead):
             raise ValueError(
-                f"MetaAdamWCallback needs meta.mode='lookahead', got {meta.mode!r}, which does "
-                "without it"
+                "MetaAdamWCallback needs learning='lookahead', got "
+                f"{type(learning).__name__}, which does without it"
             )
-        self.every = meta.every
-        train_loader, eval_loader = objects["train_dataloader"], None
+        self.every = learning.every
+        self.last_update = None
+        self.train_batches, self.eval_batches = self._batches(), self._batches()
+        self.train_source = None
         if self.train_dataset is not None:
-            train_loader = self.trainer.get_test_dataloader(self.train_dataset)
+            self.train_source = self.trainer.get_test_dataloader(self.train_dataset)
+        self._find_eval_loader()
+        self._numbered(objects["train_dataloader"])  # what does not fit is refused now
+
+    def _batches(self) -> LoaderBatches:
+        args = self.trainer.args
+        return LoaderBatches(
+            seed=args.seed if args.data_seed is None else args.data_seed,
+            rank=args.process_index,
+            world_size=args.world_size,
+        )
+
+    def _find_eval_loader(self) -> None:
+        """Made here, as the Trainer makes one for every evaluation."""
+        self.found_eval_dataset = self.trainer.eval_dataset
+        self.eval_loader: Any = None
+        learning = cast(LookAhead, self.optimizer.learning)
         if self.eval_dataset is not None:
-            eval_loader = self.trainer.get_test_dataloader(self.eval_dataset)
+            self.eval_loader = self.trainer.get_test_dataloader(self.eval_dataset)
         elif isinstance(self.trainer.eval_dataset, Mapping):
             raise ValueError(
                 f"eval_dataset must be one data set, the Trainer has {[*self.trainer.eval_dataset]}"
                 "; choose one with MetaAdamWCallback(trainer, eval_dataset=...)"
             )
         elif self.trainer.eval_dataset is not None:
-            eval_loader = self.trainer.get_eval_dataloader()
-        elif "val_batch" in needed_batches(meta):
+            self.eval_loader = self.trainer.get_eval_dataloader()
+        elif "val_batch" in learning.needed_batches():
             raise ValueError(
-                f"objective={meta.objective!r} needs validation batches: give the Trainer or "
+                f"objective={learning.objective!r} needs validation batches: give the Trainer or "
                 "MetaAdamWCallback an eval_dataset"
             )
-        self.train_batches = self._batches(train_loader)
-        self.eval_batches = None if eval_loader is None else self._batches(eval_loader)
 
-    def _batches(self, loader: Any) -> NumberedBatches:
-        """As the Trainer's loader makes them, in an order of their own."""
-        args = self.trainer.args
-        return NumberedBatches(
-            loader.dataset,
-            args.per_device_train_batch_size,
-            loader.collate_fn,
-            seed=args.seed if args.data_seed is None else args.data_seed,
-            rank=args.process_index,
-            world_size=args.world_size,
-        )
+    def _numbered(self, loader: Any) -> tuple[NumberedBatches, NumberedBatches | None]:
+        """Training and validation batches of the size of a batch of ``loader``, the Trainer's."""
+        size = batch_size_of(loader) or self.trainer._train_batch_size
+        source = loader if self.train_source is None else self.train_source
+        train = self.train_batches.of(source, size)
+        if self.eval_loader is None:
+            return train, None
+        return train, self.eval_batches.of(self.eval_loader, size)
+
+    def on_epoch_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **objects: Any,
+    ) -> None:
+        """The Trainer's loader may be another one for every evaluation."""
+        if self.eval_dataset is None:
+            self._find_eval_loader()
+
+    def on_step_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **objects: Any,
+    ) -> None:
+        """A meta-update for which memory was too short comes now, with smaller batches."""
+        self._update(objects["train_dataloader"])
 
     def on_step_end(
         self,
@@ -158,22 +228,35 @@ class MetaAdamWCallback(TrainerCallback):  # type: ignore[misc]
         **objects: Any,
     ) -> None:
         """After the optimizer's step, before a checkpoint is written."""
+        self._update(objects["train_dataloader"])
+
+    def _update(self, loader: Any) -> None:
         if not self.optimizer.meta_update_due:
             return
+        if self.eval_dataset is None and self.trainer.eval_dataset is not self.found_eval_dataset:
+            self._find_eval_loader()
+        train, validation = self._numbered(loader)
         n = self.optimizer.steps // self.every
         self.last_update = self.optimizer.update_attention(
             self.trainer.model_wrapped,
             self._loss,
-            self._prepared(self.train_batches[2 * n]),
-            self._prepared(self.train_batches[2 * n + 1]),
-            None if self.eval_batches is None else self._prepared(self.eval_batches[n]),
+            train[2 * n],
+            train[2 * n + 1],
+            None if validation is None else validation[n],
         )
 
-    def _prepared(self, batch: Any) -> Any:
-        return self.trainer._prepare_inputs(batch)  # to the device, and what subclasses add
-
-    def _loss(self, model: nn.Module, batch: Any) -> Tensor:
-        with self.trainer.compute_loss_context_manager():
-            # A copy: with label smoothing compute_loss takes the labels out of the batch.
-            loss = cast(Tensor, self.trainer.compute_loss(model, dict(batch)))
-        return loss.mean()  # DataParallel gives one for each device
+    def _loss(self, model: nn.Module, batch: Any) -> Tensor | None:
+        trainer = self.trainer
+        with kept(
+            trainer, trainer.state, trainer.control, leave_out=("train_dataset", "eval_dataset")
+        ):
+            # Here, so that inputs which are prepared at random are the same for the same batch, and
+            # draw nothing of the training's random streams.
+            inputs = trainer._prepare_inputs(own_copy(batch))
+            with trainer.compute_loss_context_manager():
+                if self.loss_fn is not None:
+                    loss = self.loss_fn(model, inputs)
+                else:
+                    loss = cast(Tensor, trainer.compute_loss(model, inputs))
+        # DataParallel gives one for each device.
+        return loss.mean() if isinstance(loss, Tensor) else loss

@@ -1,1 +1,4 @@
-"""Work that torch's operations do in many passes, in one."""
+"""C sources, compiled when first needed, and their loader; whoever calls one checks its tensors.
+
+At the bottom of the house: update, statistics, modulators and learning each have a kernel.
+"""

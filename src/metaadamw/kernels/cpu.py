@@ -92,7 +92,12 @@ _PLAIN = (Tensor, nn.Parameter)
 
 def in_memory(tensor: Tensor) -> bool:
     """Whether a tensor is nothing but numbers of the host in their order."""
-    return type(tensor) in _PLAIN and tensor.is_cpu and tensor.is_contiguous()
+    return (
+        type(tensor) in _PLAIN
+        and tensor.is_cpu
+        and tensor.is_contiguous()
+        and not (tensor.is_neg() or tensor.is_conj() or tensor._is_zerotensor())
+    )
 
 
 def pointer_array(pointers: Sequence[int]) -> ctypes.Array[ctypes.c_void_p]:

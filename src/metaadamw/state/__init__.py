@@ -1,0 +1,4 @@
+"""What is kept between steps: moments, checkpoints, master weights, random streams.
+
+May import ``grouping/`` and ``parallel/``.
+"""
