@@ -47,7 +47,7 @@ def test_metrics_as_float(mode, dtype):
     if mode == "off":
         options = {"learning": Off(), "modulator": Attention(init="xavier")}
     if mode == "preset":
-        options = dict(zip(("modulator", "meta"), (Factors(), TwoHorizons()), strict=True))
+        options = dict(zip(("modulator", "learning"), (Factors(), TwoHorizons()), strict=True))
     model, optimizer = make(dtype, **options)
     for step in range(4):
         plain, lazy = optimizer.metrics(as_float=True), optimizer.metrics()

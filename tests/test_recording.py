@@ -199,7 +199,7 @@ def test_a_missing_package_is_named(method, module, monkeypatch, tmp_path):
     _, _, recorder, _ = recorded("online")
     for name in [n for n in sys.modules if n == module or n.startswith(module + ".")] + [module]:
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ImportError, match=r"pip install '\.\[bench\]'"):
+    with pytest.raises(ImportError, match=r"pip install (matplotlib|tensorboard)"):
         getattr(recorder, method)(tmp_path / "out")
 
 
