@@ -28,16 +28,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from benchmarks import scale_model
 from benchmarks.measure import environment
+from benchmarks.scale_network import WIDTHS, network
+from benchmarks.scale_page import page
 from metaadamw import Hypergradient, LookAhead, MetaAdamW, fine_grained_groups
 
 ROOT = Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "benchmarks" / "results" / "scale.json", ROOT / "docs" / "scale.md"
 
-BLOCKS, BATCH = 4, 8
-WIDTHS = {"1e6": 480, "1e7": 1552, "1e8": 4992}
-"""Widths of the network that give about so many parameters, divisible by 4 devices and 4 bytes."""
+BATCH = 8
 
 SIZES = {1: ("1e6", "1e7", "1e8"), 2: ("1e6", "1e7", "1e8"), 4: ("1e6", "1e7")}
 REPEATS = 5
@@ -84,23 +83,6 @@ class Counted(TorchDispatchMode):
                 self._see(tensor)
         self.peak = max(self.peak, self._bytes())
         return result
-
-
-def network(width: int) -> nn.Module:
-    """Blocks that are sharded one by one, between two layers that are not."""
-    torch.manual_seed(0)
-    blocks = [nn.Sequential(nn.Linear(width, width), nn.Tanh()) for _ in range(BLOCKS)]
-    return nn.Sequential(nn.Linear(16, width), *blocks, nn.Linear(width, 16))
-
-
-def described(width: int) -> scale_model.Model:
-    """The network as the cost model sees it."""
-    with torch.device("meta"):
-        model = network(width)
-    block = width * width + width
-    parameters = sum(p.numel() for p in model.parameters())
-    tensors = len(list(model.parameters()))
-    return scale_model.Model(parameters, parameters - BLOCKS * block, tensors)
 
 
 def loss_fn(model: nn.Module, batch: Tensor) -> Tensor:
@@ -206,8 +188,6 @@ def main() -> None:
     if not options.page_only:
         results = measure_all(options.results.with_suffix(".part"))
         options.results.write_text(json.dumps(results, indent=1) + "\n")
-    from benchmarks.scale_page import page
-
     options.page.write_text(page(json.loads(options.results.read_text())), encoding="utf-8")
     print(options.page)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks import scale_model as cost
-from benchmarks.scale import WIDTHS, described
+from benchmarks.scale_network import WIDTHS, described
 from benchmarks.tables import number, table
 
 EVERY = 100

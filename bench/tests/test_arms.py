@@ -8,9 +8,10 @@ from metaadamw.learning.windows import window_at
 from metaadamw_bench.ablations import ABLATIONS
 from metaadamw_bench.arm_settings import _PAPER_EPOCH
 from metaadamw_bench.arms import ARMS, get_arm
-from metaadamw_bench.config import DoesNotFit, RunRequest, resolve
+from metaadamw_bench.config import DoesNotFit, RunRequest
 from metaadamw_bench.optimizers import lowest_log_alpha
 from metaadamw_bench.parallel import Workplace
+from metaadamw_bench.resolving import resolve
 from metaadamw_bench.tasks import get_task, task_names
 from metaadamw_bench.trainer import Trainer
 

@@ -6,7 +6,8 @@ import pytest
 
 from metaadamw_bench.arm_settings import DECAY_PER_STEP
 from metaadamw_bench.arms import get_arm
-from metaadamw_bench.config import RunRequest, resolve
+from metaadamw_bench.config import RunRequest
+from metaadamw_bench.resolving import resolve
 from metaadamw_bench.tasks import get_task
 
 

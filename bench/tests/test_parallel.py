@@ -17,8 +17,9 @@ from torch.nn import functional
 from torch.utils.data import TensorDataset
 
 from metaadamw_bench.arms import get_arm
-from metaadamw_bench.config import RunRequest, resolve
+from metaadamw_bench.config import RunRequest
 from metaadamw_bench.parallel import Workplace, check_device
+from metaadamw_bench.resolving import resolve
 from metaadamw_bench.tasks import Metric, PreparedTask, Splits, get_task
 from metaadamw_bench.trainer import Trainer
 

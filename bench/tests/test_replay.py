@@ -8,9 +8,10 @@ import torch
 from metaadamw import Schedule
 from metaadamw.learning.windows import window_at
 from metaadamw_bench.arms import get_arm
-from metaadamw_bench.config import RunRequest, resolve
+from metaadamw_bench.config import RunRequest
 from metaadamw_bench.references import References, fill_in
 from metaadamw_bench.replay import Part, recorded_factors, schedule
+from metaadamw_bench.resolving import resolve
 from metaadamw_bench.runs import RunOptions, execute
 from metaadamw_bench.tasks import get_task
 

@@ -10,8 +10,9 @@ import torch
 
 from benchmarks import carry_over
 from metaadamw_bench.arms import TUNING_SEED, get_arm
-from metaadamw_bench.config import RunRequest, resolve
+from metaadamw_bench.config import RunRequest
 from metaadamw_bench.places import run_place
+from metaadamw_bench.resolving import resolve
 from metaadamw_bench.runs import RunOptions, execute, prepare
 from metaadamw_bench.stored_runs import find_runs
 

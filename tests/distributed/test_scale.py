@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 
 import pytest
+from benchmarks.scale_network import described
 from benchmarks.scale_page import page
 
 from benchmarks import scale, scale_model
@@ -19,7 +20,7 @@ WIDTH = 16
 def test_the_model_counts_what_is_sent(
     sharded: bool, online: bool, processes: Callable[[int], Processes]
 ) -> None:
-    model = scale.described(WIDTH)
+    model = described(WIDTH)
     reduced = scale_model.step_all_reduce(model, sharded, online=online)
     for row in processes(2).run(scale.measure, WIDTH, sharded, online):
         assert row["training_collectives"] == scale_model.training_collectives(model, sharded)

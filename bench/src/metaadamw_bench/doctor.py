@@ -15,10 +15,11 @@ from rich.table import Table
 
 from metaadamw.kernels.cpu import library
 from metaadamw_bench.arms import get_arm
-from metaadamw_bench.config import RunRequest, resolve
+from metaadamw_bench.config import RunRequest
 from metaadamw_bench.data import DataError, data_set_names, find, get_data_set
 from metaadamw_bench.environment import cpu_name
 from metaadamw_bench.parallel import Workplace
+from metaadamw_bench.resolving import resolve
 from metaadamw_bench.showing import wrapping_table
 from metaadamw_bench.tasks import PreparedTask, Size, get_task, task_names
 from metaadamw_bench.trainer import Trainer

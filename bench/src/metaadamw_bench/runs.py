@@ -20,10 +20,11 @@ from metaadamw import MetaAdamW
 from metaadamw.learning.windows import window_at
 from metaadamw_bench.arm import Arm
 from metaadamw_bench.arms import get_arm
-from metaadamw_bench.config import RunConfig, RunRequest, resolve
+from metaadamw_bench.config import RunConfig, RunRequest
 from metaadamw_bench.environment import environment
 from metaadamw_bench.parallel import Workplace, processes
 from metaadamw_bench.progress import RunProgress
+from metaadamw_bench.resolving import resolve
 from metaadamw_bench.resuming import VERSIONS, UnusableCheckpoint, check, unusable
 from metaadamw_bench.run_directory import (
     CHECKPOINT,

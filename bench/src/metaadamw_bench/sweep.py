@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from metaadamw_bench.arms import get_arm
-from metaadamw_bench.config import DoesNotFit, Precision, RunRequest, resolve
+from metaadamw_bench.config import DoesNotFit, Precision, RunRequest
 from metaadamw_bench.data import DataError
 from metaadamw_bench.names import unknown
 from metaadamw_bench.places import RATE, arm_place, run_place
 from metaadamw_bench.references import References, fill_in, grid
+from metaadamw_bench.resolving import resolve
 from metaadamw_bench.runs import RunOptions, finished_summary, prepare
 from metaadamw_bench.tasks import PreparedTask, Protocol, Size
 

@@ -10,8 +10,9 @@ import torch
 
 from metaadamw import MetaAdamW, Recorder
 from metaadamw_bench.arm import Arm
-from metaadamw_bench.config import RunRequest, resolve
+from metaadamw_bench.config import RunRequest
 from metaadamw_bench.parallel import Workplace
+from metaadamw_bench.resolving import resolve
 from metaadamw_bench.tasks import PreparedTask
 from metaadamw_bench.trainer import Trainer
 

@@ -9,10 +9,11 @@ from bench.tests.report.synthetic import change_json, write_run
 
 from metaadamw import LookAhead
 from metaadamw_bench.arms import ARMS
-from metaadamw_bench.config import DoesNotFit, RunRequest, resolve
+from metaadamw_bench.config import DoesNotFit, RunRequest
 from metaadamw_bench.report.asked import Asked, asked
 from metaadamw_bench.report.runs import read_runs
 from metaadamw_bench.report.setting import Setting
+from metaadamw_bench.resolving import resolve
 from metaadamw_bench.tasks import get_task
 
 ARM = "metaadamw-online"

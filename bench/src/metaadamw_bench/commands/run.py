@@ -124,9 +124,10 @@ def run(
     import torch.distributed
 
     from metaadamw_bench.arms import get_arm
-    from metaadamw_bench.config import RunRequest, resolve
+    from metaadamw_bench.config import RunRequest
     from metaadamw_bench.parallel import is_main_process, processes
     from metaadamw_bench.references import References, fill_in
+    from metaadamw_bench.resolving import resolve
     from metaadamw_bench.runs import RunOptions, execute, finished_summary, prepare
 
     _refuse_unread(arm, tuning, matched_to, mean_alpha)

@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+from metaadamw_bench.report.setting import Cell
 from metaadamw_bench.today import settings_of_today
-
-if TYPE_CHECKING:
-    from metaadamw_bench.report.runs import FinishedRun
-    from metaadamw_bench.report.setting import Cell
 
 __all__ = [
     "FILLED_IN",
@@ -65,7 +62,18 @@ def settings_of(config: Settings) -> Settings:
     return {k: v for k, v in settings.items() if k not in ignored} | arm_settings(own)
 
 
-def usual_settings(runs: Iterable[FinishedRun]) -> dict[Cell, Settings]:
+class _Run(Protocol):
+    """What is asked of a finished run."""
+
+    @property
+    def cell(self) -> Cell: ...
+    @property
+    def settings(self) -> Settings: ...
+    @property
+    def sweep(self) -> str | None: ...
+
+
+def usual_settings(runs: Iterable[_Run]) -> dict[Cell, Settings]:
     """The settings that most runs of each cell have; where a sweep has runs, most of those."""
     votes: dict[Cell, dict[str, tuple[int, int, Settings]]] = {}
     for run in runs:
