@@ -103,8 +103,9 @@ def test_a_wrong_name_suggests_the_nearest(words, meant, refused):
 def test_a_wrong_directory_of_a_report(refused, tmp_path):
     (tmp_path / "results").mkdir()
     error = refused("report", tmp_path / "resuls")
-    assert error.endswith("resuls is not a directory; did you mean 'results'?\n")
-    assert refused("report", tmp_path / "none" / "results").endswith(" is not a directory\n")
+    allowed = " is not a directory, nor a packed file (*.tar.xz)"
+    assert error.endswith(f"resuls{allowed}; did you mean 'results'?\n")
+    assert refused("report", tmp_path / "none" / "results").endswith(f"{allowed}\n")
 
 
 @pytest.mark.parametrize(
@@ -151,7 +152,10 @@ def imported(*words, **variables):
     return done.stdout, re.search("imported:(.*)", done.stderr)[1].split()
 
 
-COMMANDS = ("demo", "inspect", "tasks", "arms", "data", "run", "watch", "sweep", "report", "doctor")
+COMMANDS = (
+    *("demo", "inspect", "tasks", "arms", "data", "run"),
+    *("watch", "sweep", "report", "pack", "doctor"),
+)
 
 
 @pytest.mark.parametrize(

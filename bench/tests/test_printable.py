@@ -165,7 +165,9 @@ def test_a_directory_that_is_none(odd, capsys):
     with pytest.raises(SystemExit) as exit_info:
         cli.main(["report", str(odd / "none")])
     assert exit_info.value.code == 1
-    assert capsys.readouterr().err == (f"metaadamw: {printable(odd / 'none')} is not a directory\n")
+    assert capsys.readouterr().err == (
+        f"metaadamw: {printable(odd / 'none')} is not a directory, nor a packed file (*.tar.xz)\n"
+    )
 
 
 def test_a_run_a_sweep_and_a_look_at_them(odd, capsys):

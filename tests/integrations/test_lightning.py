@@ -80,7 +80,8 @@ class Module(LightningModule):
         if self.meta is None:
             optimizer: Any = torch.optim.AdamW([{"params": g["params"]} for g in groups], lr=1e-2)
         else:
-            optimizer = MetaAdamW(groups, lr=1e-2, learning=self.meta, **self.options)
+            options = {"modulator": "attention", "learning": self.meta, **self.options}
+            optimizer = MetaAdamW(groups, lr=1e-2, **options)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 12)
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
@@ -310,7 +311,7 @@ def test_what_does_not_fit_is_refused_at_the_start():
     validation = DataLoader(Data(0), 4)
     callback = MetaAdamWCallback()
     assert "needs MetaAdamW, got ['AdamW']" in error_of(Module(None), callback)
-    assert "meta.mode='lookahead', got ['online']" in error_of(Module(ONLINE), callback)
+    assert "learning='lookahead', got ['Hypergradient']" in error_of(Module(ONLINE), callback)
     assert "needs validation batches" in error_of(Module(LOOKAHEAD), callback)
     several = error_of(Several(LOOKAHEAD), callback, val_dataloaders=[validation] * 2)
     assert "val_dataloaders must be one DataLoader" in several

@@ -62,7 +62,7 @@ def make(
 
 
 def plain(meta: Any, **options: Any) -> tuple[type[MetaAdamW], dict[str, Any]]:
-    return MetaAdamW, {"lr": 1e-2, "learning": meta, **options}
+    return MetaAdamW, {"lr": 1e-2, "modulator": "attention", "learning": meta, **options}
 
 
 def inner(trainer: Trainer) -> MetaAdamW:
@@ -268,7 +268,7 @@ def test_what_does_not_fit_is_refused_at_the_start(tmp_path, data):
         return caught.value
 
     assert "needs MetaAdamW, got AdamW" in str(error_of(None))
-    assert "meta.mode='lookahead', got 'online'" in str(error_of(plain(ONLINE)))
+    assert "learning='lookahead', got Hypergradient" in str(error_of(plain(ONLINE)))
     lookahead = plain(LOOKAHEAD)
     assert "needs validation batches" in str(error_of(lookahead, eval_dataset=None))
     several = {"wiki": data[1], "code": data[1]}

@@ -28,8 +28,10 @@ def drawn(monkeypatch):
     found: list[Figure] = []
     real = picture.render
 
-    def render(drawing, **words):
-        rendered = real(drawing, **words)
+    def render(draw, **words):
+        drawing = draw()
+        rendered = real(lambda: drawing, **words)
+        assert rendered.image
         drawing.canvas.draw()  # in its own dots per inch, which saving has changed and put back
         found.append(drawing)
         return rendered

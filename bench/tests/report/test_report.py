@@ -319,8 +319,8 @@ def test_it_tells_how_far_it_is(tmp_path):
         tmp_path / "out",
         lambda what, done, total: told.append((what, done, total)),
     )
-    reading = [entry for entry in told if entry[0] == "reading run directories"]
-    assert reading == [("reading run directories", index, 26) for index in range(26)]
+    reading = [entry for entry in told if entry[0] == "reading runs"]
+    assert reading == [("reading runs", index, 26) for index in range(26)]
     steps = told[26:]
     total = len(steps) - 1
     assert [done for _, done, _ in steps] == list(range(total + 1))
